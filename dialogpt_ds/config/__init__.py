@@ -1,0 +1,1 @@
+"""Command line, DeepSpeed JSON, and what really runs."""

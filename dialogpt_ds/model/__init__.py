@@ -1,0 +1,1 @@
+"""Models, their loss, and where their weights come from."""

@@ -1,0 +1,1 @@
+"""The training order: windows, packed rows, positions."""

@@ -1,0 +1,1 @@
+"""Tokenised WebDataset shards: cutting, writing, reading."""
