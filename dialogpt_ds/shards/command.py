@@ -1,0 +1,19 @@
+"""The command that makes shards: preprocess/make_shards.py and dialogpt-shards."""
+
+import os
+
+from dialogpt_ds.commandline import parse, run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make shards; returns the exit code."""
+    # Parallelism is over processes here; the tokenizer library would warn about forks and fight for cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from dialogpt_ds.shards.make import ShardArguments, make_shards
+
+    def work() -> int:
+        parsed = parse(ShardArguments, "Turn conversations into tokenised WebDataset shards.", argv)
+        make_shards(parsed.arguments)
+        return 0
+
+    return run_command(work)

@@ -1,0 +1,107 @@
+"""The balance of a preprocessing run: everything that went in, and where it is now."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dialogpt_ds.files import replace_text
+
+REPORT = "report.json"
+REJECTS = "rejects.jsonl"
+
+
+@dataclass
+class Balance:
+    """Counts of one part of the input; parts add up."""
+
+    conversations: int = 0
+    without_target: int = 0
+    """Conversations with no turn to learn: well-formed, counted, not written."""
+    empty_turns: int = 0
+    """Turns without text: kept in their place as their EOS alone."""
+    rejects: Counter[str] = field(default_factory=Counter)
+    """Records that can't be read as a conversation, by reason."""
+    examples: int = 0
+    tokens: int = 0
+    """Stored tokens; turns that are repeated as context count each time."""
+    targets_in: int = 0
+    """Tokens, with their EOS, of every turn with weight > 0 that is not the first of its conversation."""
+    targets_written: int = 0
+    targets_cut: int = 0
+    """Lost ends of targets that alone exceed max_seq_length."""
+    turns_cut: int = 0
+    """Number of those targets."""
+    text_bytes: int = 0
+    """UTF-8 bytes of the texts of all turns."""
+    text_tokens: int = 0
+    """Their tokens, each turn once, without EOS."""
+    turns_histogram: Counter[int] = field(default_factory=Counter)
+    """Conversations by number of turns."""
+    lengths_histogram: Counter[int] = field(default_factory=Counter)
+    """Examples by number of tokens."""
+
+    def add(self, other: "Balance") -> None:
+        """Add another part's counts to this one's."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(mine, Counter):
+                mine.update(value)
+            else:
+                setattr(self, name, mine + value)
+
+    @property
+    def records(self) -> int:
+        """Everything that was read: conversations and rejects."""
+        return self.conversations + self.rejects.total()
+
+    def check(self) -> None:
+        """Assert the conservation law; a failure is a defect of this program, not of the input."""
+        assert self.targets_in == self.targets_written + self.targets_cut, vars(self)
+        assert self.examples == self.lengths_histogram.total(), vars(self)
+
+    def to_json(self, seconds: float, peak_memory_bytes: int) -> dict[str, Any]:
+        """Return the content of report.json."""
+        return {
+            "records": self.records,
+            "conversations": self.conversations,
+            "without_target": self.without_target,
+            "empty_turns": self.empty_turns,
+            "duplicates": 0,
+            "rejects": dict(sorted(self.rejects.items())),
+            "filtered": {},
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "target_tokens": {
+                "in": self.targets_in,
+                "written": self.targets_written,
+                "cut": self.targets_cut,
+                "turns_cut": self.turns_cut,
+            },
+            "bytes": self.text_bytes,
+            "bytes_per_token": round(self.text_bytes / self.text_tokens, 4) if self.text_tokens else None,
+            "histograms": {
+                "turns_per_conversation": {str(k): v for k, v in sorted(self.turns_histogram.items())},
+                "tokens_per_example": {str(k): v for k, v in sorted(self.lengths_histogram.items())},
+            },
+            "seconds": round(seconds, 3),
+            "peak_memory_bytes": peak_memory_bytes,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the balance as a person reads it, one line per account."""
+        rejects = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.rejects.items())) or "none"
+        return [
+            f"records        {self.records:>13,} = conversations {self.conversations:,} + rejects {self.rejects.total():,}",
+            f"rejects        {self.rejects.total():>13,}   ({rejects})",
+            f"without target {self.without_target:>13,}   conversations, counted and not written",
+            f"target tokens  {self.targets_in:>13,} = written {self.targets_written:,} + cut {self.targets_cut:,} "
+            f"(ends of {self.turns_cut:,} turns longer than the limit)",
+            f"examples       {self.examples:>13,}   holding {self.tokens:,} tokens, context included",
+        ]
+
+
+def write_report(folder: Path, content: dict[str, Any]) -> None:
+    """Write report.json."""
+    replace_text(folder / REPORT, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
