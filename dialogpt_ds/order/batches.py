@@ -1,0 +1,168 @@
+"""From rows to the arrays a rank trains on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dialogpt_ds.order.position import Position
+from dialogpt_ds.order.stream import GlobalBatch, RowStream, Segment
+from dialogpt_ds.order.windows import WindowTokens
+
+IGNORED_LABEL = -100
+TARGETS_MULTIPLE = 128
+"""The number of targets of a micro-batch is padded to a multiple of this, so that shapes repeat."""
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Rows of one forward pass of one rank. Examples in a row never see each other: positions restart at 0."""
+
+    input_ids: np.ndarray
+    """[rows, row_length] int64; padding holds the EOS id, and is neither a target nor seen by any example."""
+    position_ids: np.ndarray
+    """[rows, row_length] int64, from 0 in each example and in the padding."""
+    turn_ids: np.ndarray
+    """[rows, row_length] int64, number of the token's turn in its example."""
+    target_places: np.ndarray
+    """[targets] int64, places in the flattened rows whose output predicts a target: one before the target itself."""
+    labels: np.ndarray
+    """[targets] int64, the target ids; IGNORED_LABEL beyond the real ones."""
+    weights: np.ndarray
+    """[targets] float32, each target's weight; 0 beyond the real ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class RankStep:
+    """One rank's share of one optimizer step, with what is true of the whole step."""
+
+    micro_batches: list[MicroBatch]
+    weight_sum: float
+    """Over all ranks and micro-batches."""
+    num_rows: int
+    num_tokens: int
+    num_targets: int
+    num_examples: int
+    epoch: int
+    """Of the step's last row, from 0."""
+    fractional_epoch: float
+    position_after: Position
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of a global batch a rank takes.
+
+    Micro-batch a of rank r takes `micro` rows from row (a * world_size + r) * micro on. With 2 ranks, 2 micro-batches of 1 row:
+    rows 0 1 2 3 are (a0 r0) (a0 r1) (a1 r0) (a1 r1).
+    """
+
+    rank: int
+    world_size: int
+    micro: int
+    """Rows of a micro-batch."""
+    accumulation: int
+    """Micro-batches of a rank in one optimizer step."""
+
+    @property
+    def global_rows(self) -> int:
+        """Rows of one optimizer step over all ranks."""
+        return self.micro * self.accumulation * self.world_size
+
+    def rows(self, micro_batch: int) -> range:
+        """Return the rows of the global batch that make up a micro-batch of this rank."""
+        start = (micro_batch * self.world_size + self.rank) * self.micro
+        return range(start, start + self.micro)
+
+
+def rank_step(stream: RowStream, batch: GlobalBatch, share: Share, padding_id: int) -> RankStep:
+    """Make the arrays of one rank's share of a global batch."""
+    rows = list(batch.rows())
+    return RankStep(
+        micro_batches=[
+            make_micro_batch(stream, [rows[i] for i in share.rows(number)], padding_id) for number in range(share.accumulation)
+        ],
+        weight_sum=batch.weight_sum,
+        num_rows=batch.num_rows,
+        num_tokens=batch.num_tokens,
+        num_targets=batch.num_targets,
+        num_examples=batch.num_examples,
+        epoch=batch.epoch,
+        fractional_epoch=batch.fractional_epoch,
+        position_after=batch.position_after,
+    )
+
+
+def make_micro_batch(stream: RowStream, rows: list[tuple[Segment, int]], padding_id: int) -> MicroBatch:
+    """Lay rows out as arrays. An empty list of rows is not allowed; missing rows are made by `padding_rows`."""
+    length = stream.key.row_length
+    arrays = _empty(len(rows), length, padding_id)
+    weights = np.zeros((len(rows), length), np.float32)
+    first = 0
+    while first < len(rows):
+        segment = rows[first][0]
+        last = first
+        while last < len(rows) and rows[last][0] is segment:
+            last += 1
+        numbers = np.array([number for _, number in rows[first:last]])
+        _lay_out(stream.content(segment), segment, numbers, arrays, weights, first)
+        first = last
+    return _with_targets(arrays, weights)
+
+
+def padding_rows(num_rows: int, row_length: int, padding_id: int) -> MicroBatch:
+    """Return rows that hold nothing: for a rank whose share has ended while a collective still needs its forward pass."""
+    return _with_targets(_empty(num_rows, row_length, padding_id), np.zeros((num_rows, row_length), np.float32))
+
+
+def _empty(num_rows: int, length: int, padding_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    shape = (num_rows, length)
+    return np.full(shape, padding_id, np.int64), np.tile(np.arange(length), (num_rows, 1)), np.zeros(shape, np.int64)
+
+
+def _lay_out(
+    content: WindowTokens,
+    segment: Segment,
+    numbers: np.ndarray,
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+    weights: np.ndarray,
+    first_row: int,
+) -> None:
+    """Copy the rows `numbers` of one window to the rows from `first_row` on.
+
+    Everything is flat: example e of length n goes from content[s:s + n] to the flattened rows at d. With lengths 3 and 2,
+    `within` is 0 1 2 0 1, and source and destination are s and d repeated n times, plus `within`.
+    """
+    input_ids, position_ids, turn_ids = arrays
+    length = input_ids.shape[1]
+    packing = segment.window.packing
+    widths = packing.starts[numbers + 1] - packing.starts[numbers]
+    picked = np.repeat(packing.starts[numbers] - (np.cumsum(widths) - widths), widths) + np.arange(widths.sum())
+    examples = packing.examples[picked]
+    sizes = content.starts[examples + 1] - content.starts[examples]
+    before = np.cumsum(sizes) - sizes
+    row_of = np.repeat(np.arange(len(numbers)), widths)
+    row_begins = before[np.cumsum(widths) - widths]
+    within = np.arange(sizes.sum()) - np.repeat(before, sizes)
+    source = np.repeat(content.starts[examples], sizes) + within
+    place = np.repeat((first_row + row_of) * length + before - row_begins[row_of], sizes) + within
+    input_ids.ravel()[place] = content.tokens[source]
+    position_ids.ravel()[place] = within
+    turn_ids.ravel()[place] = content.turns[source]
+    weights.ravel()[place] = content.weights[source]
+    for row, number in enumerate(numbers, start=first_row):
+        used = int(segment.window.row_tokens[number])
+        position_ids[row, used:] = np.arange(length - used)
+
+
+def _with_targets(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], weights: np.ndarray) -> MicroBatch:
+    input_ids, position_ids, turn_ids = arrays
+    # The first turn of an example is context, so a target is never the first token of a row and place - 1 is its own example.
+    targets = np.flatnonzero(weights.ravel() > 0)
+    padded = max(-(-len(targets) // TARGETS_MULTIPLE), 1) * TARGETS_MULTIPLE
+    places = np.zeros(padded, np.int64)
+    labels = np.full(padded, IGNORED_LABEL, np.int64)
+    target_weights = np.zeros(padded, np.float32)
+    places[: len(targets)] = targets - 1
+    labels[: len(targets)] = input_ids.ravel()[targets]
+    target_weights[: len(targets)] = weights.ravel()[targets]
+    return MicroBatch(input_ids, position_ids, turn_ids, places, labels, target_weights)
