@@ -1,0 +1,100 @@
+"""The training command line: DialoGPT's arguments under their own names and defaults, and ours."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dialogpt_ds.commandline import option
+from dialogpt_ds.training.schedule import ScheduleName
+
+
+@dataclass
+class TrainingArguments:
+    """Train a dialogue response model with DeepSpeed."""
+
+    # The model
+    model_name_or_path: str = option("117M", "--model")
+    """117M, 345M, 762M, small or tiny (random weights), a local Hugging Face folder, or a hub id."""
+    init_checkpoint: str = ""
+    """Local Hugging Face folder whose weights are loaded into the model."""
+    dropout: float = 0.0
+    """Dropout probability everywhere in the model; DialoGPT trained without."""
+    no_token_id: bool = True
+    """False feeds each token's turn number as its token type, as DialoGPT could."""
+
+    # Data
+    train_input_file: str = ""
+    """Shard directory to train on (preprocess/make_shards.py writes them)."""
+    eval_input_file: str = ""
+    """Shard directory to evaluate on."""
+    max_seq_length: int = 128
+    """Tokens of a row. Not given: the limit that the shards were made with; longer is allowed, shorter is not."""
+    packing: bool = True
+    """Several examples share a row, unseen by each other; False puts each in a row of its own, for comparison."""
+    loader_workers: int = 1
+    """Processes per rank that prepare batches ahead of the training step; 0 does it in the rank itself."""
+    seed: int = 42
+    """Seed of the order of the data, of random weights, and of dropout."""
+
+    # Optimisation
+    train_batch_size: int = 4
+    """Rows per GPU and optimizer step; divided by gradient_accumulation_steps into micro-batches."""
+    valid_batch_size: int = option(4, "--eval_batch_size")
+    """Rows per GPU of one evaluation batch; the result does not depend on it."""
+    gradient_accumulation_steps: int = 2
+    """Micro-batches per GPU and optimizer step."""
+    learning_rate: float = 1e-5
+    """Scale of the schedule; noam multiplies it with 1e4 * d**-0.5 as DialoGPT did, the start-up table shows the peak."""
+    lr_schedule: ScheduleName = "noam"
+    """noam, noamwd, BERT, None (constant), or cosine."""
+    warmup_steps: int = 16_000
+    """Steps of rising rate (noam, noamwd, cosine)."""
+    warmup_proportion: float = 0.1
+    """Share of all steps with rising rate (BERT)."""
+    num_optim_steps: int = 1_000_000
+    """Optimizer steps of the whole run."""
+    fp16: bool = True
+    """Half precision with loss scaling; where a DeepSpeed JSON names a precision, that holds."""
+    loss_scale: float = 0
+    """Fixed fp16 loss scale; 0 adapts it."""
+    deepspeed_config: str = option("", "--deepspeed")
+    """DeepSpeed JSON, see ds_configs/; without it ZeRO stage 1 in the precision that fp16 says."""
+
+    # Evaluation, saving, resuming
+    valid_step: int = 10_000
+    """Optimizer steps between evaluations; one more comes after the last step."""
+    skip_eval: bool = False
+    """Never evaluate."""
+    save_step: int | None = None
+    """Optimizer steps between checkpoints; not given: valid_step."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept; the best one is kept besides."""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """Go on from output_dir's last checkpoint if there is one, insist on one, or refuse a directory that has one."""
+    continue_from: int = 0
+    """Go on from the checkpoint of this optimizer step instead of the last one."""
+
+    # Output
+    output_dir: str = "models/output_model"
+    """Folder for logs, checkpoints and the exported model."""
+    log_dir: str = ""
+    """Folder for train_log.txt, eval_log.txt and metrics.jsonl; not given: output_dir."""
+    pbar: bool = True
+    """Show progress on the terminal."""
+    wandb_project: str = "dialogpt-ds"
+    """wandb project."""
+    wandb_run_name: str = ""
+    """wandb run name; not given: output_dir's name."""
+    wandb_tags: list[str] = option([])
+    """wandb tags."""
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: as WANDB_MODE says, else online with a key and offline without."""
+    verbose: bool = False
+    """Show what DeepSpeed, transformers and torch have to say."""
+    print_config: bool = False
+    """Print the configuration that would run, and stop."""
+
+    # Launching
+    expect_world_size: int | None = None
+    """Stop unless this many processes run: a mistyped host file must not end in a small local run."""
+    local_rank: int = -1
+    """Set by launchers; LOCAL_RANK in the environment says the same."""

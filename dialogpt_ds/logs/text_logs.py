@@ -1,0 +1,80 @@
+"""train_log.txt, eval_log.txt and metrics.jsonl: flushed line by line, cut back when a run goes on from a checkpoint."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dialogpt_ds.files import replace_text
+
+TRAIN_LOG, EVAL_LOG, METRICS = "train_log.txt", "eval_log.txt", "metrics.jsonl"
+TRAIN_HEADER = "epoch,global_step,step,mean_loss,mean_ppl,n_token_real,n_token_total,epoch_time"
+EVAL_HEADER = "epoch,global_step,step,eval_loss,eval_ppl"
+"""DialoGPT's headers."""
+
+
+class LineFile:
+    """A text file that grows by whole lines; opening it cuts it back to what came up to a step."""
+
+    def __init__(self, path: Path, header: str | None, step_of: Callable[[str], int], resumed_step: int) -> None:
+        kept = [header] if header else []
+        if path.is_file() and resumed_step:
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                if line and line != header and _step_or_none(step_of, line, resumed_step):
+                    kept.append(line)
+        replace_text(path, "".join(f"{line}\n" for line in kept))
+        self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed in close)
+
+    def write(self, line: str) -> None:
+        """Append a line; it is in the file when this returns."""
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _step_or_none(step_of: Callable[[str], int], line: str, last: int) -> bool:
+    """Say whether a line belongs to a step up to `last`; a line torn by a crash is from after the checkpoint."""
+    try:
+        return step_of(line) <= last
+    except (ValueError, KeyError, IndexError):
+        return False
+
+
+def _csv_step(line: str) -> int:
+    return int(line.split(",")[1])
+
+
+def _json_step(line: str) -> int:
+    return int(json.loads(line)["step"])
+
+
+class TextLogs:
+    """The three files; rank 0 only."""
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.train = LineFile(folder / TRAIN_LOG, TRAIN_HEADER, _csv_step, resumed_step)
+        self.evaluation = LineFile(folder / EVAL_LOG, EVAL_HEADER, _csv_step, resumed_step)
+        self.metrics = LineFile(folder / METRICS, None, _json_step, resumed_step)
+
+    def train_line(self, values: list[int | float]) -> None:
+        """Append to train_log.txt, floats in full precision."""
+        self.train.write(",".join(repr(value) for value in values))
+
+    def eval_line(self, values: list[int | float]) -> None:
+        """Append to eval_log.txt."""
+        self.evaluation.write(",".join(repr(value) for value in values))
+
+    def metrics_line(self, values: dict[str, Any]) -> None:
+        """Append to metrics.jsonl; a number that JSON has no word for becomes null."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self.metrics.write(json.dumps(plain))
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self.train, self.evaluation, self.metrics):
+            file.close()

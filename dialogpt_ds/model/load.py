@@ -1,0 +1,130 @@
+"""Where a model comes from: a preset, a local folder, or the hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dialogpt_ds.errors import UserError
+from dialogpt_ds.model.presets import POSITIONS, PRESETS, VOCABULARY
+from dialogpt_ds.tokenization import require_hub
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found but not built yet, so that everything about it can be checked first."""
+
+    name: str
+    config: Any
+    """transformers' configuration, dropout already set."""
+    weights: str | None
+    """Folder or hub id with weights; None: random weights from the seed."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest row the model can take (tokens), None where it has no limit."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def width(self) -> int:
+        """Hidden size, the d of the noam schedule."""
+        return self.config.hidden_size
+
+
+def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int) -> ModelSource:
+    """Find a model by preset name, local folder or hub id.
+
+    Args:
+        name: what `--model` says.
+        dropout: probability set everywhere in the model.
+        eos_id: the shards' EOS, which becomes the model's.
+        vocabulary_size: ids of the shards' tokenizer.
+
+    Raises:
+        UserError: it is nowhere, is no causal language model, or its vocabulary is too small for the shards.
+    """
+    if name in PRESETS:
+        from transformers import GPT2Config
+
+        shape = PRESETS[name]
+        config: Any = GPT2Config(
+            n_layer=shape.layers, n_embd=shape.width, n_head=shape.heads, n_positions=POSITIONS,
+            vocab_size=max(VOCABULARY, vocabulary_size),
+        )  # fmt: skip
+        source = ModelSource(name, config, None)
+    else:
+        source = ModelSource(name, _config_of(name, "--model"), name)
+    if source.config.vocab_size < vocabulary_size:
+        raise UserError(
+            f"--model {name!r} has {source.config.vocab_size:,} token ids, the shards were made with {vocabulary_size:,}: "
+            "take the model that belongs to their tokenizer, or make the shards with the model's (--tokenizer)"
+        )
+    set_dropout(source.config, dropout)
+    source.config.eos_token_id = source.config.bos_token_id = eos_id
+    source.config.use_cache = True
+    return source
+
+
+def _config_of(name: str, what: str) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    folder = Path(name).expanduser()
+    if name.endswith(".pkl"):
+        raise UserError(f"{what} {name!r}: DialoGPT's .pkl files can't be read by this version; give a Hugging Face folder")
+    if not folder.is_dir():
+        try:
+            config = AutoConfig.from_pretrained(name, local_files_only=True)
+        except (OSError, ValueError):
+            presets = ", ".join(PRESETS)
+            require_hub(f"{what} {name!r} is no preset ({presets}), no local folder, and not in the hub's cache")
+            try:
+                config = AutoConfig.from_pretrained(name)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{what} {name!r} could not be loaded from the hub: {error}") from error
+    else:
+        try:
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{what} {name!r} is a folder without a model's config.json that transformers knows: {error}") from error
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(f"{what} {name!r} is a {config.model_type!r} model, which is no causal language model")
+    return config
+
+
+def set_dropout(config: Any, probability: float) -> None:
+    """Set every dropout of a configuration; Hugging Face's GPT-2 has 0.1 everywhere, DialoGPT trained with none."""
+    for name in list(vars(config)):
+        if name.endswith(("pdrop", "dropout", "dropout_prob")) and isinstance(getattr(config, name), (int, float)):
+            setattr(config, name, probability)
+
+
+def check_init_checkpoint(folder: str) -> None:
+    """Check that `--init_checkpoint` names a folder with a model; raises UserError."""
+    if not Path(folder).expanduser().is_dir():
+        raise UserError(f"--init_checkpoint {folder!r} is not a folder with a Hugging Face model (such as output_dir/model)")
+    _config_of(folder, "--init_checkpoint")
+
+
+def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
+    """Build the model in fp32 on the CPU; weights from `init_checkpoint`, else from the source, else from the random seed.
+
+    Raises:
+        UserError: the weights do not fit the shape; names the tensors.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    weights = init_checkpoint or source.weights
+    if weights is None:
+        return AutoModelForCausalLM.from_config(source.config, dtype=torch.float32)
+    try:
+        # Strict about shapes, and about what is missing: a head that starts at random would look like a model that forgot.
+        model, info = AutoModelForCausalLM.from_pretrained(
+            weights, config=source.config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"the weights in {weights!r} do not fit model {source.name!r}: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"the weights in {weights!r} lack {len(missing)} tensors of model {source.name!r}: {', '.join(missing[:5])}")
+    return model

@@ -1,0 +1,1 @@
+"""What became of training runs: their curves in one figure and their results in one table."""

@@ -1,0 +1,83 @@
+"""The training command: launch/train.py and dialogpt-train."""
+
+import json
+import logging
+import os
+import warnings
+
+from dialogpt_ds.commandline import parse, run_command
+from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.errors import EXIT_DONE, UserError
+from dialogpt_ds.training.world import World, check_world, prepare_environment, world_from_environment
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train; returns the exit code."""
+    world = world_from_environment()
+    prepare_environment(world)
+    return run_command(lambda: _train(argv, world), world.is_first)
+
+
+def _train(argv: list[str] | None, world: World) -> int:
+    parsed = parse(TrainingArguments, "Train a dialogue response model with DeepSpeed.", argv)
+    arguments = parsed.arguments
+    check_world(world, arguments.expect_world_size)
+    if not arguments.verbose:
+        quieten()
+    from dialogpt_ds.training.settings import prepare
+
+    settings = prepare(parsed, world)
+    if arguments.print_config:
+        if world.is_first:
+            print_config(settings.what_runs(), settings.deepspeed)
+        return EXIT_DONE
+    check_precision(settings.precision)
+    from dialogpt_ds.training.checkpoint import find_checkpoint
+    from dialogpt_ds.training.export import FOLDER
+    from dialogpt_ds.training.run import train
+
+    found = find_checkpoint(settings)
+    if found is not None and found.step >= arguments.num_optim_steps and (settings.output_dir / FOLDER).is_dir():
+        if world.is_first:
+            print(f"nothing to do: {found.path} is at step {found.step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
+        return EXIT_DONE
+    if world.is_first:
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+    return train(settings, found)
+
+
+def print_config(what_runs: dict[str, object], deepspeed: dict[str, object]) -> None:
+    """Print the configuration that would run: arguments as YAML, then DeepSpeed's as JSON."""
+    import yaml
+
+    print("# run_config.yaml")
+    print(yaml.safe_dump(what_runs, sort_keys=False, allow_unicode=True))
+    print("# ds_config.json")
+    print(json.dumps(deepspeed, indent=2))
+
+
+def check_precision(precision: str) -> None:
+    """Refuse fp16 where the device has none; raises UserError."""
+    if precision != "fp16":
+        return
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    if not accelerator.is_fp16_supported():
+        raise UserError(
+            f"fp16 is on, but this device ({accelerator.device_name()}) can't compute in it. Ways out: --deepspeed_config "
+            "ds_configs/cpu_bf16.json (or another bf16 one), or --fp16 False for fp32, or a machine with a GPU."
+        )
+
+
+def quieten() -> None:
+    """Leave only the warnings that matter of what the libraries say; --verbose brings them back."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find the same, and warn about it
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for name in ("DeepSpeed", "transformers", "torch.distributed", "wandb"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")

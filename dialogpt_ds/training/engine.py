@@ -1,0 +1,110 @@
+"""Building the DeepSpeed engine, and one optimizer step with it."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dialogpt_ds.model.loss import TargetLoss, to_tensors
+from dialogpt_ds.order.batches import RankStep
+from dialogpt_ds.training.schedule import rate
+from dialogpt_ds.training.settings import Settings
+
+
+def start_engine(settings: Settings, model: Any) -> Any:
+    """Return the DeepSpeed engine around the model's loss. Collective: every rank must call."""
+    import deepspeed
+
+    loss = TargetLoss(model)
+    schedule = settings.arguments.lr_schedule
+    facts = settings.schedule_settings()
+
+    def make_scheduler(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        # LambdaLR counts from 0 and multiplies the base rate. DeepSpeed steps it for applied steps only.
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda applied: rate(schedule, applied + 1, **facts) / settings.learning_rate
+        )
+
+    engine, _, _, _ = deepspeed.initialize(
+        model=loss,
+        model_parameters=parameter_groups(loss, settings.deepspeed["optimizer"]["params"].get("weight_decay", 0.0)),
+        config=settings.deepspeed,
+        lr_scheduler=make_scheduler,
+    )
+    return engine
+
+
+def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups of parameters: matrices with weight decay; biases and norms, which are vectors, without."""
+    decayed = [p for p in module.parameters() if p.requires_grad and p.dim() >= 2]
+    others = [p for p in module.parameters() if p.requires_grad and p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step gave, equal on all ranks."""
+
+    loss: float
+    """sum(weight * nll) / sum(weight) over the whole global batch, nats."""
+    grad_norm: float | None
+    """Global 2-norm of the gradients before clipping."""
+    applied: bool
+    """False where the loss scaler skipped the update."""
+    seconds: dict[str, float]
+    """forward, backward, optimizer: this rank's wall clock; on a GPU, the time to queue the work."""
+
+
+def train_step(engine: Any, step: RankStep, device: torch.device, turn_ids: bool) -> StepResult:
+    """Run the micro-batches of one optimizer step and update. Collective: every rank must call.
+
+    The loss of the step is sum(w * nll) / W over all ranks and micro-batches. DeepSpeed divides gradients by the number of
+    micro-batches and averages them over ranks, so each micro-batch's sum is scaled by accumulation * ranks / W: that
+    undoes both, and gives every target the weight it would have in one large batch.
+    """
+    seconds = dict.fromkeys(("forward", "backward", "optimizer"), 0.0)
+    world_size = torch.distributed.get_world_size()
+    scale = len(step.micro_batches) * world_size / step.weight_sum
+    total = torch.zeros((), dtype=torch.float32, device=device)
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = work()
+        seconds[name] += time.perf_counter() - started
+        return result
+
+    for micro_batch in step.micro_batches:
+        tensors = to_tensors(micro_batch, device, turn_ids)
+        weighted, _ = timed("forward", lambda inputs=tensors: engine(**inputs))
+        total += weighted.detach()
+        timed("backward", lambda loss=weighted: engine.backward(loss * scale))
+        timed("optimizer", engine.step)
+    torch.distributed.all_reduce(total)
+    return StepResult(
+        loss=total.item() / step.weight_sum,
+        grad_norm=_number(engine.get_global_grad_norm()),
+        applied=bool(engine.was_step_applied()),
+        seconds=seconds,
+    )
+
+
+def _number(value: Any) -> float | None:
+    """Return a norm as a plain number; DeepSpeed gives a tensor, a float, or nothing, and -1 for an overflow."""
+    if value is None:
+        return None
+    number = float(value)
+    return number if number >= 0 or math.isnan(number) else None
+
+
+def learning_rate(engine: Any) -> float:
+    """Return the rate of the next step."""
+    return float(engine.get_lr()[0])
+
+
+def loss_scale(engine: Any) -> float:
+    """Return the current loss scale; 1 where there is none."""
+    return float(getattr(engine.optimizer, "cur_scale", None) or getattr(engine.optimizer, "loss_scale", 1.0))

@@ -1,0 +1,231 @@
+"""Everything that a run needs to know, checked before anything is started."""
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dialogpt_ds.commandline import Parsed
+from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.config.batch import BatchSizes, resolve_batch
+from dialogpt_ds.config.deepspeed_json import check_deepspeed_config, read_deepspeed_json
+from dialogpt_ds.config.precision import Precision, fill_optimizer, fill_precision, resolve_precision
+from dialogpt_ds.errors import UserError
+from dialogpt_ds.model.load import ModelSource, check_init_checkpoint, find_model
+from dialogpt_ds.order.batches import Share
+from dialogpt_ds.order.position import OrderKey
+from dialogpt_ds.order.stream import RowStream
+from dialogpt_ds.order.windows import BLOCKS_PER_WINDOW
+from dialogpt_ds.shards.manifest import TOKENIZER
+from dialogpt_ds.shards.reader import ShardDirectory
+from dialogpt_ds.tokenization import find_tokenizer, vocabulary_sha256
+from dialogpt_ds.training.world import World
+
+DEFAULT_CLIPPING = 1.0
+BUILT_IN = "built-in ZeRO-1"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run as it will be: nothing in it is a default any more."""
+
+    arguments: TrainingArguments
+    world: World
+    deepspeed: dict[str, Any]
+    """The final DeepSpeed configuration."""
+    notes: list[str]
+    """What was filled in, for the start-up table."""
+    batch: BatchSizes
+    precision: Precision
+    learning_rate: float
+    """Scale of the schedule, from the command line or the JSON."""
+    model: ModelSource
+    train: ShardDirectory
+    evaluation: ShardDirectory | None
+    tokenizer: Any
+    row_length: int
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage, 0 to 3."""
+        return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.arguments.output_dir).expanduser()
+
+    @property
+    def log_dir(self) -> Path:
+        """Folder of the logs."""
+        return Path(self.arguments.log_dir).expanduser() if self.arguments.log_dir else self.output_dir
+
+    @property
+    def save_step(self) -> int:
+        """Optimizer steps between checkpoints."""
+        return self.arguments.valid_step if self.arguments.save_step is None else self.arguments.save_step
+
+    @property
+    def order_key(self) -> OrderKey:
+        """What the order of rows is a function of."""
+        return order_key(self.train, self.arguments.seed, self.row_length, self.arguments.packing)
+
+    @property
+    def share(self) -> Share:
+        """This rank's share of a global batch."""
+        return Share(self.world.rank, self.world.size, self.batch.micro, self.batch.accumulation)
+
+    def schedule_settings(self) -> dict[str, Any]:
+        """Return the keyword arguments of schedule.rate and schedule.peak."""
+        return {
+            "learning_rate": self.learning_rate,
+            "warmup_steps": self.arguments.warmup_steps,
+            "warmup_proportion": self.arguments.warmup_proportion,
+            "num_steps": self.arguments.num_optim_steps,
+            "width": self.model.width,
+        }
+
+    def what_runs(self) -> dict[str, Any]:
+        """Return the content of run_config.yaml: every argument with the value that holds."""
+        return asdict(self.arguments) | {
+            "max_seq_length": self.row_length,
+            "train_batch_size": self.batch.micro * self.batch.accumulation,
+            "gradient_accumulation_steps": self.batch.accumulation,
+            "learning_rate": self.learning_rate,
+            "fp16": self.precision == "fp16",
+            "save_step": self.save_step,
+            "log_dir": str(self.log_dir),
+        }
+
+
+def order_key(directory: ShardDirectory, seed: int, row_length: int, packing: bool) -> OrderKey:
+    """Return the key of the order of a shard directory's rows."""
+    return OrderKey(directory.manifest.fingerprint, seed, row_length, BLOCKS_PER_WINDOW, packing)
+
+
+def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
+    """Check everything and fill in every default.
+
+    Raises:
+        UserError: the first kind of problem that was found, with all of its instances.
+    """
+    arguments = parsed.arguments
+    _check_numbers(arguments)
+    deepspeed, notes = _deepspeed_config(arguments)
+    batch = resolve_batch(
+        arguments.train_batch_size, arguments.gradient_accumulation_steps, parsed.explicit, deepspeed, world.size
+    )
+    precision = resolve_precision(arguments, parsed.explicit, deepspeed if arguments.deepspeed_config else None)
+    fill_precision(deepspeed, precision, arguments, parsed.explicit)
+    learning_rate = fill_optimizer(deepspeed, arguments, parsed.explicit, fused=False)
+    deepspeed |= batch.keys()
+    train = ShardDirectory.open(arguments.train_input_file, "--train_input_file")
+    evaluation = None
+    if not arguments.skip_eval:
+        evaluation = ShardDirectory.open(arguments.eval_input_file, "--eval_input_file")
+    tokenizer = _tokenizer_of(train)
+    manifest = train.manifest
+    model = find_model(arguments.model_name_or_path, arguments.dropout, manifest.eos_id, manifest.vocab_size)
+    if arguments.init_checkpoint:
+        check_init_checkpoint(arguments.init_checkpoint)
+    _check_model_tokenizer(model, train)
+    if evaluation is not None:
+        _check_same_tokenizer(evaluation, train)
+    row_length = arguments.max_seq_length if "max_seq_length" in parsed.explicit else manifest.max_seq_length
+    _check_row_length(row_length, model, train, evaluation)
+    settings = Settings(
+        arguments, world, deepspeed, notes, batch, precision, learning_rate, model, train, evaluation, tokenizer, row_length
+    )
+    RowStream(train, settings.order_key).check_size(batch.train, "--train_input_file")
+    return settings
+
+
+def _check_numbers(arguments: TrainingArguments) -> None:
+    problems = []
+    for name in ("train_batch_size", "valid_batch_size", "gradient_accumulation_steps", "num_optim_steps", "valid_step"):
+        if getattr(arguments, name) < 1:
+            problems.append(f"--{name} {getattr(arguments, name)} must be 1 or more")
+    for name in ("loader_workers", "warmup_steps", "keep_checkpoints", "loss_scale", "continue_from"):
+        if getattr(arguments, name) < 0:
+            problems.append(f"--{name} {getattr(arguments, name)} must be 0 or more")
+    if arguments.save_step is not None and arguments.save_step < 1:
+        problems.append(f"--save_step {arguments.save_step} must be 1 or more")
+    if arguments.learning_rate <= 0:
+        problems.append(f"--learning_rate {arguments.learning_rate} must be above 0")
+    if not 0 <= arguments.dropout < 1:
+        problems.append(f"--dropout {arguments.dropout} is no probability: give 0 to below 1")
+    if not 0 < arguments.warmup_proportion < 1:
+        problems.append(f"--warmup_proportion {arguments.warmup_proportion} must lie between 0 and 1")
+    if not arguments.train_input_file:
+        problems.append("--train_input_file is missing: name a shard directory (preprocess/make_shards.py makes one)")
+    if not arguments.eval_input_file and not arguments.skip_eval:
+        problems.append("--eval_input_file is missing: name a shard directory, or give --skip_eval")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _deepspeed_config(arguments: TrainingArguments) -> tuple[dict[str, Any], list[str]]:
+    """Return the JSON, checked, with what was missing filled in and said."""
+    notes = []
+    if arguments.deepspeed_config:
+        config = copy.deepcopy(read_deepspeed_json(arguments.deepspeed_config))
+        check_deepspeed_config(config, arguments.deepspeed_config)
+    else:
+        config = {"zero_optimization": {"stage": 1}}
+    if config.get("gradient_clipping") is None:
+        config["gradient_clipping"] = DEFAULT_CLIPPING
+        notes.append(f"gradient_clipping {DEFAULT_CLIPPING} filled in")
+    return config, notes
+
+
+def _tokenizer_of(train: ShardDirectory) -> Any:
+    """Return the tokenizer the shards were made with: from their own folder, else by name; raises UserError."""
+    manifest = train.manifest
+    folder = train.folder / TOKENIZER
+    tokenizer = find_tokenizer(str(folder) if folder.is_dir() else manifest.tokenizer["name"])
+    found = vocabulary_sha256(tokenizer)
+    if found != manifest.tokenizer["sha256"]:
+        where = str(folder) if folder.is_dir() else manifest.tokenizer["name"]
+        raise UserError(
+            f"tokenizer {where!r} is not the one that {train.folder} was made with: its vocabulary has sha256 {found[:12]}, the "
+            f"manifest says {manifest.tokenizer['sha256'][:12]}. Put the right tokenizer there, or make the shards again."
+        )
+    return tokenizer
+
+
+def _check_model_tokenizer(model: ModelSource, train: ShardDirectory) -> None:
+    """Refuse a loaded model whose own tokenizer differs from the shards'; a folder without a tokenizer says nothing."""
+    if model.weights is None or not any((Path(model.weights) / n).is_file() for n in ("tokenizer.json", "vocab.json")):
+        return
+    found = vocabulary_sha256(find_tokenizer(model.weights))
+    expected = train.manifest.tokenizer
+    if found != expected["sha256"]:
+        raise UserError(
+            f"--model {model.name!r} has a tokenizer with sha256 {found[:12]}, the shards in {train.folder} were made with "
+            f"{expected['name']!r}, sha256 {expected['sha256'][:12]}: make the shards again with --tokenizer {model.weights}"
+        )
+
+
+def _check_same_tokenizer(evaluation: ShardDirectory, train: ShardDirectory) -> None:
+    mine, theirs = evaluation.manifest.tokenizer, train.manifest.tokenizer
+    if mine["sha256"] != theirs["sha256"] or evaluation.manifest.eos_id != train.manifest.eos_id:
+        raise UserError(
+            f"--eval_input_file {str(evaluation.folder)!r} was made with tokenizer {mine['name']!r} (sha256 {mine['sha256'][:12]}), "
+            f"--train_input_file {str(train.folder)!r} with {theirs['name']!r} ({theirs['sha256'][:12]}): make both with one tokenizer"
+        )
+
+
+def _check_row_length(row_length: int, model: ModelSource, train: ShardDirectory, evaluation: ShardDirectory | None) -> None:
+    limit = model.max_positions
+    if limit is not None and row_length > limit:
+        raise UserError(
+            f"--max_seq_length {row_length} is more than the {limit} positions of model {model.name!r}: give at most {limit}"
+            + (f", and make shards of at most {limit}" if train.manifest.max_seq_length > limit else "")
+        )
+    for directory, name in ((train, "--train_input_file"), (evaluation, "--eval_input_file")):
+        if directory is not None and row_length < directory.manifest.max_seq_length:
+            made = directory.manifest.max_seq_length
+            raise UserError(
+                f"--max_seq_length {row_length} is below the limit of {made} tokens that {name} {str(directory.folder)!r} was made "
+                f"with, so its longest examples would not fit: give {made} or more, or make shards with --max_seq_length {row_length}"
+            )

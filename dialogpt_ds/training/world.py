@@ -1,0 +1,102 @@
+"""The processes of a run: who this one is, and how they come together and part."""
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dialogpt_ds.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of the run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    """Rank on this host, which is the number of its GPU."""
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 prints and writes; all ranks compute."""
+        return self.rank == 0
+
+
+def world_from_environment() -> World:
+    """Return what the launcher (deepspeed, torchrun) says in the environment; without one, a world of one process."""
+    return World(
+        rank=int(os.environ.get("RANK", "0")),
+        size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+    )
+
+
+def check_world(world: World, expected: int | None) -> None:
+    """Refuse a world of another size than `--expect_world_size`; raises UserError."""
+    if expected is not None and world.size != expected:
+        raise UserError(
+            f"--expect_world_size {expected}, but {world.size} processes were started: look at the launcher's --num_gpus, "
+            "--num_nodes and --hostfile (a host file that is missing is no error to the launcher)"
+        )
+
+
+def prepare_environment(world: World) -> None:
+    """Set what DeepSpeed and its op builds need; before deepspeed is imported."""
+    # An op is built with ninja on first use; pdsh shells and an unactivated venv don't have its folder on PATH.
+    folder = os.path.dirname(sys.executable)
+    if folder not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
+    if "RANK" not in os.environ:
+        # Without these DeepSpeed looks for MPI.
+        os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def free_port() -> int:
+    """Return a TCP port that is free on this host."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def join_world(world: World) -> Any:
+    """Start communication. Collective: every rank must call. Returns this rank's device."""
+    import deepspeed
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(world.local_rank)
+    deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=False, auto_mpi_discovery=False)
+    device = torch.device(accelerator.current_device_name())
+    # The first reduction makes DeepSpeed map its shared-memory buffers on a CPU.
+    deepspeed.comm.all_reduce(torch.zeros(1, device=device))
+    deepspeed.comm.barrier()
+    _unlink_shared_buffer(world)
+    return device
+
+
+def _unlink_shared_buffer(world: World) -> None:
+    """Remove this rank's name of DeepSpeed's shared-memory buffer: 69 MB that would stay behind after every run.
+
+    All ranks have it mapped by now, and the memory goes with the last of them.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{world.rank}"
+    Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+def leave_world(engine: Any) -> None:
+    """End communication in good order; a process that just ends is aborted now and then. Collective."""
+    import torch
+
+    if engine is not None:
+        engine.destroy()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
