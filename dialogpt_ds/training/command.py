@@ -79,5 +79,8 @@ def quieten() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("DeepSpeed", "transformers", "torch.distributed", "wandb"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
