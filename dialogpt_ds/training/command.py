@@ -8,7 +8,7 @@ import warnings
 from dialogpt_ds.commandline import parse, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.errors import EXIT_DONE, UserError
-from dialogpt_ds.training.world import World, check_world, prepare_environment, world_from_environment
+from dialogpt_ds.training.world import World, check_world, prepare_cpu, prepare_environment, world_from_environment
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,6 +41,7 @@ def _train(argv: list[str] | None, world: World) -> int:
         if world.is_first:
             print(f"nothing to do: {found.path} is at step {found.step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
         return EXIT_DONE
+    prepare_cpu(world)
     if world.is_first:
         settings.output_dir.mkdir(parents=True, exist_ok=True)
     return train(settings, found)

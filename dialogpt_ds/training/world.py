@@ -1,5 +1,6 @@
 """The processes of a run: who this one is, and how they come together and part."""
 
+import ctypes
 import os
 import socket
 import sys
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt(3), from its malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,25 @@ def prepare_environment(world: World) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def prepare_cpu(world: World) -> None:
+    """Make training on a CPU fast: cores shared out among the host's ranks, and freed memory kept for the next step.
+
+    glibc gives every large block back to the system when it is freed, so each step pays for new, zeroed pages: half the time of the
+    loss's backward pass on a small model (M_MMAP_MAX 0 and no trimming; see mallopt(3)). Other C libraries are left alone.
+    """
+    import torch
+
+    if torch.accelerator.is_available():
+        return
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.size)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def free_port() -> int:
