@@ -1,0 +1,55 @@
+"""Shared ground of the tests: their own environment, and small shard directories made once."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+REDDIT = ROOT.parent / "shared" / "data" / "reddit_t1000.tsv"
+"""1,000 real conversations in DialoGPT's format, where they are at hand beside the checkout."""
+
+# The tests decide about their environment, whatever the caller's is.
+os.environ.update(
+    WANDB_MODE="offline", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1"
+)
+for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY"):
+    os.environ.pop(name, None)
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+
+
+@pytest.fixture(scope="session")
+def reddit() -> Path:
+    """The real conversations; skips the test where they aren't."""
+    if not REDDIT.is_file():
+        pytest.skip(f"{REDDIT.name} is not beside this checkout")
+    return REDDIT
+
+
+def write_tsv(path: Path, count: int, seed: int = 0) -> Path:
+    """Write `count` weighted conversations of made-up words with lengths like real ones'."""
+    import random
+
+    random.seed(seed)
+    words = "the of to and in is it you that he was for on are with as they at be this have from or one had by".split()
+    lines = []
+    for _ in range(count):
+        turns = [" ".join(random.choices(words, k=random.randint(1, 25))) for _ in range(random.randint(2, 5))]
+        weights = [random.choice(["1.0", "1.0", "0.0", "0.5"]) for _ in turns]
+        weights[-1] = "1.0"
+        weighted = [f"{weight} {turn}" for weight, turn in zip(weights, turns, strict=True)]
+        lines.append(" EOS ".join(weighted[:-1]) + "\t" + weighted[-1])
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard directory of 300 made-up conversations, limit 64 tokens."""
+    from dialogpt_ds.shards.make import ShardArguments, make_shards
+
+    folder = tmp_path_factory.mktemp("shards")
+    source = write_tsv(folder / "train.tsv", 300)
+    make_shards(ShardArguments([str(source)], output=str(folder / "data"), max_seq_length=64, workers=1), say=lambda _: None)
+    return folder / "data"
