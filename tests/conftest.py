@@ -53,3 +53,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_tsv(folder / "train.tsv", 300)
     make_shards(ShardArguments([str(source)], output=str(folder / "data"), max_seq_length=64, workers=1), say=lambda _: None)
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def two_ranks():  # noqa: ANN201 (a generator of RankPool; imported late)
+    """Two gloo ranks that stay up for the whole session."""
+    from tests.helpers.rank_pool import RankPool
+
+    pool = RankPool(2)
+    yield pool
+    pool.close()

@@ -1,0 +1,93 @@
+"""What tests run on the ranks of a pool."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dialogpt_ds.commandline import parse
+from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.model.load import build_model
+from dialogpt_ds.order.batches import rank_step
+from dialogpt_ds.order.position import Position
+from dialogpt_ds.order.stream import RowStream
+from dialogpt_ds.training.engine import start_engine, train_step
+from dialogpt_ds.training.evaluation import evaluate
+from dialogpt_ds.training.settings import Settings, order_key, prepare
+from dialogpt_ds.training.world import World
+
+
+def settings_of(world: World, argv: list[str]) -> Settings:
+    """Return the settings of a command line."""
+    return prepare(parse(TrainingArguments, "test", argv), world)
+
+
+def write_deepspeed(folder: Path, stage: int, precision: str, **more: Any) -> str:
+    """Write a DeepSpeed JSON and return its path."""
+    config: dict[str, Any] = {"zero_optimization": {"stage": stage}, "gradient_clipping": 1.0} | more
+    for name in ("fp16", "bf16"):
+        config[name] = {"enabled": name == precision} | config.get(name, {})
+    path = folder / f"zero{stage}_{precision}.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+def engine_of(settings: Settings) -> Any:
+    """Build the model and the engine as a run does."""
+    torch.manual_seed(settings.arguments.seed)
+    return start_engine(settings, build_model(settings.model, None))
+
+
+def losses(world: World, argv: list[str], steps: int) -> list[float]:
+    """Train some steps and return their losses."""
+    settings = settings_of(world, argv)
+    engine = engine_of(settings)
+    stream, position, found = RowStream(settings.train, settings.order_key), Position(), []
+    for _ in range(steps):
+        batch = stream.batch(position, settings.share.global_rows)
+        position = batch.position_after
+        step = rank_step(stream, batch, settings.share, settings.train.manifest.eos_id)
+        found.append(train_step(engine, step, torch.device("cpu"), turn_ids=False).loss)
+    engine.destroy()
+    return found
+
+
+def loss_and_gradients(world: World, argv: list[str]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Run the first optimizer step up to its gradients; returns its loss and the gradients by parameter."""
+    from deepspeed.utils import safe_get_full_grad
+
+    settings = settings_of(world, argv)
+    engine = engine_of(settings)
+    stream = RowStream(settings.train, settings.order_key)
+    step = rank_step(
+        stream, stream.batch(Position(), settings.share.global_rows), settings.share, settings.train.manifest.eos_id
+    )
+    gradients: dict[str, torch.Tensor] = {}
+    update = engine.step
+
+    def look_before_the_update() -> None:
+        if engine.is_gradient_accumulation_boundary():
+            for name, parameter in engine.module.model.named_parameters():
+                gradients[name] = safe_get_full_grad(parameter).clone()
+        update()
+
+    engine.step = look_before_the_update
+    loss = train_step(engine, step, torch.device("cpu"), turn_ids=False).loss
+    del engine.step
+    engine.destroy()
+    return loss, gradients if world.is_first else {}
+
+
+def evaluation(world: World, argv: list[str]) -> tuple[float, int]:
+    """Evaluate the untrained model; returns mean loss and number of targets."""
+    settings = settings_of(world, argv)
+    engine = engine_of(settings)
+    assert settings.evaluation is not None
+    key = order_key(settings.evaluation, 0, settings.row_length, settings.arguments.packing)
+    stream = RowStream(settings.evaluation, key)
+    result = evaluate(
+        engine, stream, world, settings.arguments.valid_batch_size, settings.train.manifest.eos_id, torch.device("cpu"), False
+    )
+    engine.destroy()
+    return result.loss, result.num_targets

@@ -1,0 +1,211 @@
+"""The loss equals transformers' own on the unpacked examples, for any packing, weights, ranks and accumulation."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from dialogpt_ds.model.loss import TargetLoss, to_tensors
+from dialogpt_ds.order.batches import Share, padding_rows, rank_step
+from dialogpt_ds.order.position import OrderKey, Position
+from dialogpt_ds.order.stream import GlobalBatch, RowStream
+from dialogpt_ds.shards.reader import ShardDirectory
+from dialogpt_ds.training.world import World
+from tests.helpers import rank_tasks
+from tests.helpers.rank_pool import RankPool
+
+EOS = 50_256
+
+
+def stream_of(shards: Path, row_length: int = 64, packed: bool = True) -> RowStream:
+    directory = ShardDirectory.open(str(shards), "test")
+    return RowStream(directory, OrderKey(directory.manifest.fingerprint, 42, row_length, 64, packed))
+
+
+def tiny_model(**config: Any) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(42)
+    shape = {"n_layer": 2, "n_embd": 64, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(**(shape | config)))
+
+
+def examples_of(stream: RowStream, batch: GlobalBatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return each example of a batch, unpacked: token ids and weights per token."""
+    found = []
+    for segment, row in batch.rows():
+        content = stream.content(segment)
+        packing = segment.window.packing
+        for example in packing.examples[packing.starts[row] : packing.starts[row + 1]]:
+            part = slice(content.starts[example], content.starts[example + 1])
+            found.append((torch.from_numpy(content.tokens[part].astype("int64")), torch.from_numpy(content.weights[part].copy())))
+    return found
+
+
+def test_the_loss_is_transformers_own_on_the_unpacked_examples(shards: Path) -> None:
+    """With all weights 1: sum over targets of GPT2LMHeadModel(input_ids, labels)'s mean times its number of labels."""
+    stream, model = stream_of(shards), tiny_model()
+    batch = stream.batch(Position(), 8)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for tokens, weights in examples_of(stream, batch):
+            labels = torch.where(weights > 0, tokens, -100)
+            number = int((labels[1:] != -100).sum())
+            total += model(input_ids=tokens[None], labels=labels[None]).loss.item() * number
+            count += number
+        micro = rank_step(stream, batch, Share(0, 1, 8, 1), EOS).micro_batches[0]
+        _, nll = TargetLoss(model)(**to_tensors(micro, "cpu"))
+    assert count == batch.num_targets
+    assert nll.item() / count == pytest.approx(total / count, abs=1e-5)
+
+
+def reference(stream: RowStream, batch: GlobalBatch, model: Any) -> torch.Tensor:
+    """sum(weight * nll) / sum(weight) over unpacked examples, from the model's full logits."""
+    weighted, weight = torch.zeros(()), 0.0
+    for tokens, weights in examples_of(stream, batch):
+        nll = functional.cross_entropy(model(input_ids=tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
+        weighted = weighted + (nll * weights[1:]).sum()
+        weight += weights[1:].sum().item()
+    return weighted / weight
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_weighted_loss_and_gradients_equal_those_of_the_unpacked_examples(shards: Path, implementation: str) -> None:
+    stream, model = stream_of(shards), tiny_model(attn_implementation=implementation)
+    batch = stream.batch(Position(), 6)
+    assert 0 < batch.weight_sum < batch.num_targets, "the data has weights between 0 and 1"
+    expected = reference(stream, batch, model)
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    micro = rank_step(stream, batch, Share(0, 1, 6, 1), EOS).micro_batches[0]
+    weighted, _ = TargetLoss(model)(**to_tensors(micro, "cpu"))
+    (weighted / batch.weight_sum).backward()
+    assert weighted.item() / batch.weight_sum == pytest.approx(expected.item(), abs=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_padding_and_unpacking_change_nothing(shards: Path) -> None:
+    model = TargetLoss(tiny_model())
+    sums = []
+    for row_length, packed in ((64, True), (64, False), (200, True)):
+        stream, position, total, targets = stream_of(shards, row_length, packed), Position(), 0.0, 0
+        whole = stream.batch(position, 1).segments[0].window.num_rows
+        batch = stream.batch(position, whole)
+        with torch.no_grad():
+            micro = rank_step(stream, batch, Share(0, 1, whole, 1), EOS).micro_batches[0]
+            total, targets = model(**to_tensors(micro, "cpu"))[0].item(), batch.num_targets
+        sums.append((total / batch.weight_sum, targets))
+    assert sums[0] == pytest.approx(sums[1], abs=1e-5)
+    assert sums[0] == pytest.approx(sums[2], abs=1e-5)
+
+
+def test_rows_of_padding_give_zero() -> None:
+    with torch.no_grad():
+        weighted, nll = TargetLoss(tiny_model())(**to_tensors(padding_rows(2, 64, EOS), "cpu"))
+    assert (weighted.item(), nll.item()) == (0.0, 0.0)
+
+
+def test_the_short_way_is_taken_only_where_it_is_the_models_own() -> None:
+    from transformers import AutoModelForCausalLM, CohereConfig, LlamaConfig
+
+    shape = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    assert TargetLoss(tiny_model()).head_is_linear
+    assert TargetLoss(AutoModelForCausalLM.from_config(LlamaConfig(**shape))).head_is_linear
+    scaled = AutoModelForCausalLM.from_config(CohereConfig(**shape, logit_scale=0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+    assert not TargetLoss(scaled).head_is_linear, "Cohere scales its logits"
+
+
+def test_a_llama_keeps_packed_examples_apart(shards: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(vocab_size=50_257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+    )
+    stream = stream_of(shards)
+    batch = stream.batch(Position(), 4)
+    with torch.no_grad():
+        weighted, _ = TargetLoss(model)(**to_tensors(rank_step(stream, batch, Share(0, 1, 4, 1), EOS).micro_batches[0], "cpu"))
+        assert weighted.item() / batch.weight_sum == pytest.approx(reference(stream, batch, model).item(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def expected(shards: Path) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of 8 rows in one process, without DeepSpeed."""
+    from dialogpt_ds.model.load import build_model, find_model
+
+    torch.manual_seed(42)
+    model = build_model(find_model("tiny", 0.0, EOS, 50_257), None)
+    stream = stream_of(shards)
+    loss = reference(stream, stream.batch(Position(), 8), model)
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_and_accumulation_give_the_loss_and_gradients_of_one_batch(
+    two_ranks: RankPool, shards: Path, tmp_path: Path, expected: tuple[float, dict[str, torch.Tensor]], stage: int, accumulation: int
+) -> None:
+    config = rank_tasks.write_deepspeed(tmp_path, stage, "fp32", gradient_clipping=0.0)
+    argv = ["--model", "tiny", "--train_input_file", str(shards), "--skip_eval", "--deepspeed_config", config, "--train_batch_size", "4",
+            "--gradient_accumulation_steps", str(accumulation)]  # fmt: skip
+    (loss, gradients), (other_loss, _) = two_ranks.run(rank_tasks.loss_and_gradients, argv)
+    assert loss == other_loss, "all ranks agree to the bit"
+    assert loss == pytest.approx(expected[0], abs=1e-5)
+    assert gradients.keys() == expected[1].keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[1][name], atol=2e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_zero_stage_gives_the_losses_of_stage_0(two_ranks: RankPool, shards: Path, tmp_path: Path, precision: str) -> None:
+    found = {}
+    for stage in range(4):
+        argv = ["--model", "tiny", "--train_input_file", str(shards), "--skip_eval", "--learning_rate", "1e-3", "--lr_schedule", "None",
+                "--deepspeed_config", rank_tasks.write_deepspeed(tmp_path, stage, precision)]  # fmt: skip
+        found[stage] = two_ranks.run(rank_tasks.losses, argv, 5)[0]
+    assert found[0][-1] < found[0][0] - 0.1, "it learns"
+    for stage in (1, 2, 3):
+        assert found[stage] == pytest.approx(found[0], abs=1e-5 if precision == "fp32" else 1e-3)
+
+
+@pytest.mark.parametrize("options", [["--valid_batch_size", "1"], ["--valid_batch_size", "7"], ["--packing", "False"], ["--max_seq_length", "150"]])
+def test_evaluation_does_not_depend_on_batch_size_packing_or_row_length(
+    two_ranks: RankPool, shards: Path, tmp_path: Path, options: list[str]
+) -> None:
+    config = rank_tasks.write_deepspeed(tmp_path, 3, "fp32")
+    argv = ["--model", "tiny", "--train_input_file", str(shards), "--eval_input_file", str(shards), "--deepspeed_config", config]
+    (loss, targets), (other, _) = two_ranks.run(rank_tasks.evaluation, argv + options)
+    directory = ShardDirectory.open(str(shards), "test")
+    assert loss == other
+    assert targets == directory.manifest.totals["target_tokens"]
+    assert loss == pytest.approx(mean_nll(shards), abs=1e-5)
+
+
+def mean_nll(shards: Path) -> float:
+    """The untrained tiny model's mean loss over all targets, one example at a time."""
+    torch.manual_seed(42)
+    from dialogpt_ds.model.load import build_model, find_model
+
+    model, total, count = build_model(find_model("tiny", 0.0, EOS, 50_257), None).eval(), 0.0, 0
+    stream = stream_of(shards)
+    whole = stream.batch(Position(), 1).segments[0].window.num_rows
+    with torch.no_grad():
+        for tokens, weights in examples_of(stream, stream.batch(Position(), whole)):
+            nll = functional.cross_entropy(model(input_ids=tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
+            total += nll[weights[1:] > 0].double().sum().item()
+            count += int((weights[1:] > 0).sum())
+    return total / count
+
+
+def test_the_world_of_a_test_is_the_pools(two_ranks: RankPool) -> None:
+    assert two_ranks.run(world_of) == [World(0, 2, 0), World(1, 2, 1)]
+
+
+def world_of(world: World) -> World:
+    return world
