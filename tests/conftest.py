@@ -63,3 +63,11 @@ def two_ranks():  # noqa: ANN201 (a generator of RankPool; imported late)
     pool = RankPool(2)
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A very small model and shards for it: (model folder, folder with train and validation)."""
+    from tests.helpers.small_world import make_small_world
+
+    return make_small_world(tmp_path_factory.mktemp("small"))

@@ -43,7 +43,7 @@ def rate(
 def peak(name: ScheduleName, **settings: float | int) -> tuple[float, int]:
     """Return the highest rate of a run and the step it is reached at; looks only where a schedule can have its peak."""
     num_steps = int(settings["num_steps"])
-    candidates = {1, int(settings["warmup_steps"]), int(settings["warmup_proportion"] * num_steps), 499}
+    candidates = {1, num_steps, int(settings["warmup_steps"]), int(settings["warmup_proportion"] * num_steps), 499}
     steps = {step + near for step in candidates for near in (-1, 0, 1)}
     rates = {step: rate(name, step, **settings) for step in sorted(steps) if 1 <= step <= max(num_steps, 1)}  # type: ignore[arg-type]
     best = max(rates, key=lambda step: rates[step])

@@ -1,0 +1,160 @@
+"""Every mistake ends before training, with exit code 2 and one message that says what to do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dialogpt_ds.training.command import main
+from tests.helpers.rank_tasks import write_deepspeed
+
+SmallWorld = tuple[Path, Path]
+
+
+def arguments(small_world: SmallWorld, folder: Path, **changes: str | None) -> list[str]:
+    model, shards = small_world
+    given: dict[str, str | None] = {
+        "model": str(model), "train_input_file": str(shards / "train"), "eval_input_file": str(shards / "validation"),
+        "deepspeed_config": write_deepspeed(folder, 1, "bf16"), "output_dir": str(folder / "out"), "num_optim_steps": "2",
+    }  # fmt: skip
+    return [word for name, value in (given | changes).items() if value is not None for word in (f"--{name}", value)]
+
+
+def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *fragments: str) -> None:
+    assert main(argv) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("error: ") == 1
+    assert "Traceback" not in message
+    for fragment in fragments:
+        assert fragment in message, message
+
+
+def test_a_missing_shard_directory(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, arguments(small_world, tmp_path, train_input_file="/no/where"), "--train_input_file '/no/where' does not exist")
+    assert not (tmp_path / "out").exists(), "nothing was started"
+
+
+def test_no_shard_directory_at_all(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = arguments(small_world, tmp_path, train_input_file=None, eval_input_file=None)
+    fails(capsys, argv, "--train_input_file is missing", "--eval_input_file is missing: name a shard directory, or give --skip_eval")
+
+
+def test_a_directory_without_a_manifest(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(tmp_path)), "has no manifest.json", "make one with preprocess/make_shards.py")
+    (tmp_path / "shard-000000.tar").touch()
+    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(tmp_path)), "an unfinished run of make_shards.py")
+    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(small_world[1])), "its parts have", "name one of them")
+
+
+def test_a_manifest_changed_by_hand_or_of_another_version(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_world[1] / "train", copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"max_seq_length": 32}))
+    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "was changed after it was written")
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
+    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "version 99, this program reads")
+    (copy / "manifest.json").write_text("{")
+    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not a manifest of this program")
+
+
+def test_a_missing_or_shortened_shard(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_world[1] / "train", copy)
+    shard = copy / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "shard-000000.tar has", "the manifest says")
+    shard.unlink()
+    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "shard-000000.tar is missing")
+
+
+def test_a_tokenizer_that_is_not_the_shards(small_world: SmallWorld, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, arguments(small_world, tmp_path, eval_input_file=str(shards)), "was made with tokenizer 'gpt2'", "make both with one tokenizer")
+    fails(
+        capsys, arguments(small_world, tmp_path, train_input_file=str(shards), eval_input_file=str(shards)),
+        "has 257 token ids, the shards were made with 50,257",
+    )  # fmt: skip
+    copy = tmp_path / "copy"
+    shutil.copytree(small_world[1] / "train", copy)
+    shutil.rmtree(copy / "tokenizer")
+    shutil.copytree(shards / "tokenizer", copy / "tokenizer")
+    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not the one that", "was made with")
+
+
+def test_a_model_with_another_tokenizer(small_world: SmallWorld, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(small_world[0], model)
+    for file in (shards / "tokenizer").iterdir():
+        shutil.copy(file, model)
+    fails(capsys, arguments(small_world, tmp_path, model=str(model)), "has a tokenizer with sha256", "make the shards again with --tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("length", "fragment"),
+    [("129", "--max_seq_length 129 is more than the 128 positions"), ("63", "--max_seq_length 63 is below the limit of 64 tokens")],
+)
+def test_a_row_length_the_model_or_the_shards_do_not_allow(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], length: str, fragment: str
+) -> None:
+    fails(capsys, arguments(small_world, tmp_path, max_seq_length=length), fragment)
+
+
+def test_an_unknown_key_in_the_json_or_on_the_command_line(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "typo.json"
+    config.write_text('{"zero_optimisation": {"stage": 2}}')
+    fails(capsys, arguments(small_world, tmp_path, deepspeed_config=str(config)), "zero_optimisation", "zero_optimization")
+    fails(capsys, [*arguments(small_world, tmp_path), "--learning_rat", "1"], "--learning_rat")
+    yaml = tmp_path / "run.yaml"
+    yaml.write_text("learning_rat: 1\n")
+    fails(capsys, [*arguments(small_world, tmp_path), "--config", str(yaml)], "learning_rat")
+
+
+def test_an_impossible_batch(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(
+        capsys, arguments(small_world, tmp_path, train_batch_size="3", gradient_accumulation_steps="2"),
+        "3 rows per optimizer step can't be divided over 1 GPUs", "A solution: 4 rows in all",
+    )  # fmt: skip
+
+
+def test_fewer_rows_than_one_global_batch(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(
+        capsys, arguments(small_world, tmp_path, train_batch_size="100000"),
+        "rows of 64 tokens, fewer than the 100,000 rows of one optimizer step over all ranks", "Lower train_batch_size",
+    )  # fmt: skip
+
+
+def test_a_world_of_another_size_than_expected(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, arguments(small_world, tmp_path, expect_world_size="16"), "--expect_world_size 16, but 1 processes were started")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        ({"num_optim_steps": "0"}, "--num_optim_steps 0 must be 1 or more"),
+        ({"learning_rate": "-1"}, "--learning_rate -1.0 must be above 0"),
+        ({"dropout": "1.5"}, "--dropout 1.5 is no probability"),
+        ({"model": "1.5B"}, "--model '1.5B' is no preset (117M, 345M, 762M, small, tiny)"),
+        ({"model": "/tmp"}, "is a folder without a model's config.json"),
+        ({"model": "medium_ft.pkl"}, "DialoGPT's .pkl files can't be read by this version"),
+        ({"init_checkpoint": "/no/where"}, "--init_checkpoint '/no/where' is not a folder"),
+        ({"resume": "must"}, "has no complete checkpoint"),
+        ({"continue_from": "7"}, "step-00000007 is no complete checkpoint; there are: none"),
+        ({"deepspeed_config": "/no/where.json"}, "/no/where.json"),
+        ({"lr_schedule": "nom"}, "lr_schedule"),
+        ({"train_input_file": "https://example.org/shards"}, "is remote"),
+    ],
+)
+def test_other_mistakes(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], fragment: str
+) -> None:
+    fails(capsys, arguments(small_world, tmp_path, **changes), fragment)
+
+
+def test_print_config_shows_what_would_run_and_stops(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments(small_world, tmp_path), "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert "max_seq_length: 64" in printed
+    assert '"train_micro_batch_size_per_gpu": 2' in printed
+    assert not (tmp_path / "out").exists()
