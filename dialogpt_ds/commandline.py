@@ -37,7 +37,7 @@ def option(default: Any, *aliases: str, positional: bool = False) -> Any:
 class _Parser(ArgumentParser):
     """Reports a wrong command line as a UserError, so that every command ends in the same way."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(f"command line: {message}\nRun the command with --help to see every option.")
 
 
@@ -48,8 +48,8 @@ def build_parser(arguments_class: type, description: str, program: str | None = 
     helps = {p.arg_name: p.description for p in parse_from_object(arguments_class).params}
     hints = get_type_hints(arguments_class)
     for field in dataclasses.fields(arguments_class):
-        has_default_factory = field.default_factory is not dataclasses.MISSING
-        default = field.default_factory() if has_default_factory else field.default  # type: ignore[misc]
+        factory: Any = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
         text = helps.get(field.name) or ""
         shared: dict[str, Any] = {"type": hints[field.name], "default": default, "help": text}
         if field.metadata.get("positional"):

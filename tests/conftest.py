@@ -32,7 +32,7 @@ def write_tsv(path: Path, count: int, seed: int = 0) -> Path:
     import random
 
     random.seed(seed)
-    words = "the of to and in is it you that he was for on are with as they at be this have from or one had by".split()
+    words = ["the", "of", "to", "and", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with", "as", "they", "be"]
     lines = []
     for _ in range(count):
         turns = [" ".join(random.choices(words, k=random.randint(1, 25))) for _ in range(random.randint(2, 5))]
@@ -56,7 +56,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def two_ranks():  # noqa: ANN201 (a generator of RankPool; imported late)
+def two_ranks():
     """Two gloo ranks that stay up for the whole session."""
     from tests.helpers.rank_pool import RankPool
 

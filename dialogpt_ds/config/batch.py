@@ -103,5 +103,5 @@ def _impossible(train: int, micro: int | None, accumulation: int | None, world_s
     return (
         f"{train} rows per optimizer step can't be divided over {world_size} GPUs with {stated}: "
         f"{TRAIN} (in all) = {MICRO} * {ACCUMULATION} * GPUs must hold exactly. A solution: {nearest} rows in all, "
-        f"so --{TRAIN} {nearest // world_size} per GPU on the command line, or \"{TRAIN}\": {nearest} in the JSON."
+        f'so --{TRAIN} {nearest // world_size} per GPU on the command line, or "{TRAIN}": {nearest} in the JSON.'
     )

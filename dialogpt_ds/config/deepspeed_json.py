@@ -26,11 +26,9 @@ REFUSED = {
     "scheduler": "the learning rate follows the command line's --lr_schedule, and two schedules would contradict each "
     "other (DeepSpeed's WarmupLR family also gives rate 0 for the first two steps). Remove the block and set "
     "--lr_schedule, --warmup_steps and --learning_rate",
-    _NO_CLIPPING: "DeepSpeed does not take it as an argument of the optimizer. Write "
-    '"gradient_clipping" at the top level',
+    _NO_CLIPPING: 'DeepSpeed does not take it as an argument of the optimizer. Write "gradient_clipping" at the top level',
     "amp": 'DeepSpeed no longer has Apex AMP. Use "fp16" or "bf16"',
-    "elasticity": "DeepSpeed no longer has elastic training. Remove it; a checkpoint of this trainer "
-    "resumes at another world size",
+    "elasticity": "DeepSpeed no longer has elastic training. Remove it; a checkpoint of this trainer resumes at another world size",
     "nebula": "DeepSpeed no longer has it. Remove it; checkpoints are written to output_dir",
     "curriculum_learning": "DeepSpeed no longer reads it here. Remove it; the order of the examples is the trainer's",
     **dict.fromkeys(
@@ -263,10 +261,7 @@ def _optimizer_problems(config: dict[str, Any]) -> Iterator[str]:
     if not optimizer:
         return
     if "type" not in optimizer:
-        yield (
-            "optimizer.type is missing; without it DeepSpeed ignores the block. "
-            'Write "type": "AdamW" or remove the block.'
-        )
+        yield ('optimizer.type is missing; without it DeepSpeed ignores the block. Write "type": "AdamW" or remove the block.')
         return
     params = _block(optimizer, "params")
     if _table_for(config) is not TABLE:

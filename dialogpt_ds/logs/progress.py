@@ -25,7 +25,9 @@ class Progress:
     def show(self, step: int, loss: float, perplexity: float, tokens_per_second: float, rate: float) -> None:
         """Show one more step."""
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, ppl {perplexity:,.1f}, {tokens_per_second:,.0f} tok/s, lr {rate:.2e}", refresh=False)
+            self.bar.set_postfix_str(
+                f"loss {loss:.4f}, ppl {perplexity:,.1f}, {tokens_per_second:,.0f} tok/s, lr {rate:.2e}", refresh=False
+            )
             self.bar.update(step - self.bar.n)
             return
         now = time.monotonic()

@@ -73,7 +73,12 @@ class Recorder:
 
 
 def step_values(
-    result: StepResult, state: ProgressState, facts: dict[str, Any], seconds: float, seconds_data: float, row_length: int
+    result: StepResult,
+    state: ProgressState,
+    facts: dict[str, Any],
+    seconds: float,
+    seconds_data: float,
+    row_length: int,
 ) -> dict[str, Any]:
     """Return the metrics of one optimizer step; seconds are wall-clock, tokens are real ones unless they say padding.
 

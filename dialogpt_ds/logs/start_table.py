@@ -17,7 +17,8 @@ def start_table(settings: Settings, num_parameters: int, wandb_mode: str, resume
         ("train data", f"{settings.train.folder}: {totals['examples']:,} examples, {totals['tokens']:,} tokens, "
                        f"{totals['target_tokens']:,} of them targets"),
         ("evaluation", "none" if settings.evaluation is None else
-         f"{settings.evaluation.folder}: {settings.evaluation.manifest.totals['target_tokens']:,} targets, every {arguments.valid_step:,} steps"),
+         f"{settings.evaluation.folder}: {settings.evaluation.manifest.totals['target_tokens']:,} targets, "
+         f"every {arguments.valid_step:,} steps"),
         ("batch", f"{batch.micro} rows * {batch.accumulation} micro-batches * {batch.world_size} processes = {batch.train} rows "
                   f"of {settings.row_length} = {step_tokens:,} tokens a step"),
         ("epoch", f"about {max(round(totals['tokens'] / step_tokens), 1):,} steps"),

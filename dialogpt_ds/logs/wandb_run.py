@@ -35,7 +35,15 @@ class WandbRun:
     """A run that takes metrics until wandb fails, which is said once."""
 
     def __init__(
-        self, *, mode: Mode, project: str, name: str, tags: list[str], folder: Path, config: dict[str, Any], run_id: str | None
+        self,
+        *,
+        mode: Mode,
+        project: str,
+        name: str,
+        tags: list[str],
+        folder: Path,
+        config: dict[str, Any],
+        run_id: str | None,
     ) -> None:
         self.run: Any = None
         self.mode = choose_mode(mode)

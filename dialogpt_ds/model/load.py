@@ -85,7 +85,9 @@ def _config_of(name: str, what: str) -> Any:
         try:
             config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"{what} {name!r} is a folder without a model's config.json that transformers knows: {error}") from error
+            raise UserError(
+                f"{what} {name!r} is a folder without a model's config.json that transformers knows: {error}"
+            ) from error
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(f"{what} {name!r} is a {config.model_type!r} model, which is no causal language model")
     return config
@@ -126,5 +128,7 @@ def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
         raise UserError(f"the weights in {weights!r} do not fit model {source.name!r}: {error}") from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise UserError(f"the weights in {weights!r} lack {len(missing)} tensors of model {source.name!r}: {', '.join(missing[:5])}")
+        raise UserError(
+            f"the weights in {weights!r} lack {len(missing)} tensors of model {source.name!r}: {', '.join(missing[:5])}"
+        )
     return model

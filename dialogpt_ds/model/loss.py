@@ -55,7 +55,12 @@ class TargetLoss(nn.Module):
         """
         # attention_mask=None and use_cache=False together with restarting positions: any other combination lets the
         # examples of a row see each other, without a word.
-        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": None, "use_cache": False}
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "attention_mask": None,
+            "use_cache": False,
+        }
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         if self.head_is_linear:

@@ -44,7 +44,9 @@ def position_from_state(state: dict[str, Any], key: OrderKey) -> Position:
     Raises:
         UserError: the order is another one; names each difference and the way out.
     """
-    differences = [f"{name}: checkpoint {state.get(name)!r}, now {value!r}" for name, value in asdict(key).items() if state.get(name) != value]
+    differences = [
+        f"{name}: checkpoint {state.get(name)!r}, now {value!r}" for name, value in asdict(key).items() if state.get(name) != value
+    ]
     if differences:
         raise UserError(
             "the checkpoint was trained on another order of rows, so its place in it has no meaning here:\n  "

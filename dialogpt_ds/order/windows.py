@@ -85,7 +85,9 @@ class WindowTokens:
     def of(cls, block: Block) -> "WindowTokens":
         """Lay out a block (or several joined)."""
         lengths = block.turn_lengths.astype(np.int64)
-        first_turn = np.repeat(np.cumsum(block.turns_per_example, dtype=np.int64) - block.turns_per_example, block.turns_per_example)
+        first_turn = np.repeat(
+            np.cumsum(block.turns_per_example, dtype=np.int64) - block.turns_per_example, block.turns_per_example
+        )
         return cls(
             tokens=block.tokens,
             weights=np.repeat(block.turn_weights, lengths),

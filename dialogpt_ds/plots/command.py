@@ -15,7 +15,7 @@ from dialogpt_ds.plots.table import comparison_table
 class PlotArguments:
     """Options of the plot command."""
 
-    runs: list[str] = option([], positional=True)  # noqa: RUF009  (a field, not a shared list)
+    runs: list[str] = option([], positional=True)
     """Runs to draw: output_dir folders of training, or metrics.jsonl files."""
     output: str = option("curves.png", "-o")
     """Picture to write, .png or .svg; an earlier one is replaced."""

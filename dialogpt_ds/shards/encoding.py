@@ -63,7 +63,9 @@ class RecordEncoder:
             examples[split] += self._cut(conversation, weights, balances[split])
         return {
             split: Encoded(
-                make_block(examples[split], self.token_dtype, self.max_seq_length), balance, rejects if split == TRAIN else []
+                make_block(examples[split], self.token_dtype, self.max_seq_length),
+                balance,
+                rejects if split == TRAIN else [],
             )
             for split, balance in balances.items()
         }

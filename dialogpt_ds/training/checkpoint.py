@@ -102,13 +102,17 @@ def find_checkpoint(settings: Settings) -> FoundCheckpoint | None:
         name = checkpoint_name(arguments.continue_from)
         if not (root / name / SUMMARY).is_file():
             there = ", ".join(sorted(path.name for path in root.glob("step-*"))) or "none"
-            raise UserError(f"--continue_from {arguments.continue_from}: {root / name} is no complete checkpoint; there are: {there}")
+            raise UserError(
+                f"--continue_from {arguments.continue_from}: {root / name} is no complete checkpoint; there are: {there}"
+            )
         return _checked(settings, root / name)
     if arguments.resume == "never" and latest is not None:
         raise UserError(f"--resume never, but {root} holds checkpoints ({latest}): name another --output_dir, or delete them")
     if latest is None:
         if arguments.resume == "must":
-            raise UserError(f"--resume must, but {root} has no complete checkpoint: is --output_dir {arguments.output_dir!r} right?")
+            raise UserError(
+                f"--resume must, but {root} has no complete checkpoint: is --output_dir {arguments.output_dir!r} right?"
+            )
         return None
     return _checked(settings, root / latest)
 
@@ -117,7 +121,9 @@ def _checked(settings: Settings, path: Path) -> FoundCheckpoint:
     try:
         summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {path} is damaged: {SUMMARY} can't be read ({error}); try --continue_from an older step") from error
+        raise UserError(
+            f"checkpoint {path} is damaged: {SUMMARY} can't be read ({error}); try --continue_from an older step"
+        ) from error
     mine = {"world_size": settings.world.size, "zero_stage": settings.zero_stage, "precision": settings.precision}
     theirs = {name: summary[name] for name in mine}
     if mine != theirs:

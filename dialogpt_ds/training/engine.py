@@ -85,17 +85,16 @@ def train_step(engine: Any, step: RankStep, device: torch.device, turn_ids: bool
     scale = len(step.micro_batches) * world_size / step.weight_sum
     total = torch.zeros((), dtype=torch.float32, device=device)
 
-    def timed(name: str, work: Callable[[], Any]) -> Any:
+    def timed(name: str, work: Callable[..., Any], *positional: Any, **named: Any) -> Any:
         started = time.perf_counter()
-        result = work()
+        result = work(*positional, **named)
         seconds[name] += time.perf_counter() - started
         return result
 
     for micro_batch in step.micro_batches:
-        tensors = to_tensors(micro_batch, device, turn_ids)
-        weighted, _ = timed("forward", lambda inputs=tensors: engine(**inputs))
+        weighted, _ = timed("forward", engine, **to_tensors(micro_batch, device, turn_ids))
         total += weighted.detach()
-        timed("backward", lambda loss=weighted: engine.backward(loss * scale))
+        timed("backward", engine.backward, weighted * scale)
         timed("optimizer", engine.step)
     torch.distributed.all_reduce(total)
     return StepResult(
@@ -121,4 +120,8 @@ def learning_rate(engine: Any) -> float:
 
 def loss_scale(engine: Any) -> float:
     """Return the current loss scale; 1 where there is none."""
-    return float(getattr(engine.optimizer, "cur_scale", None) or getattr(engine.optimizer, "loss_scale", 1.0))
+    for name in ("cur_scale", "loss_scale"):
+        scale = getattr(engine.optimizer, name, None)
+        if scale is not None:
+            return float(scale)
+    return 1.0

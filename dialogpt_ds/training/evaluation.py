@@ -54,9 +54,7 @@ def evaluate(
     return Evaluation(nll_sum / count, int(count))
 
 
-def _share(
-    stream: RowStream, position: Position, world: World, rows_per_rank: int, whole: int, padding_id: int
-) -> MicroBatch:
+def _share(stream: RowStream, position: Position, world: World, rows_per_rank: int, whole: int, padding_id: int) -> MicroBatch:
     """Return this rank's rows of the `rows_per_rank` * world rows from `position` on in a window of `whole` rows."""
     batch = stream.batch(position, min(rows_per_rank * world.size, whole - position.row))
     rows = list(batch.rows())[world.rank * rows_per_rank : (world.rank + 1) * rows_per_rank]

@@ -69,7 +69,9 @@ def _compare(weights: dict[str, torch.Tensor], folder: Path) -> None:
     loaded = dict(model.named_parameters())
     different = [name for name in weights.keys() | loaded.keys() if not _equal(weights.get(name), loaded.get(name))]
     if different:
-        raise RunError(f"the export in {folder} does not load back as trained; tensors that differ: {', '.join(sorted(different)[:5])}")
+        raise RunError(
+            f"the export in {folder} does not load back as trained; tensors that differ: {', '.join(sorted(different)[:5])}"
+        )
 
 
 def _equal(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:

@@ -60,9 +60,7 @@ class TrainingRun:
             self.recorder = Recorder(self.settings, self.state)
             self.state.wandb_id = self.recorder.wandb.run_id
             self._write_what_runs()
-            self.recorder.say(
-                start_table(self.settings, self.num_parameters, self.recorder.wandb.mode, self.state.global_step)
-            )
+            self.recorder.say(start_table(self.settings, self.num_parameters, self.recorder.wandb.mode, self.state.global_step))
         batches = self._batches() if self.steps_left else iter(())
         for _ in range(self.steps_left):
             self._step(batches)
@@ -123,7 +121,13 @@ class TrainingRun:
         started = time.perf_counter()
         stream = RowStream(directory, order_key(directory, 0, self.settings.row_length, packing=True))
         result = evaluate(
-            self.engine, stream, self.world, self.arguments.valid_batch_size, directory.manifest.eos_id, self.device, self.turn_ids
+            self.engine,
+            stream,
+            self.world,
+            self.arguments.valid_batch_size,
+            directory.manifest.eos_id,
+            self.device,
+            self.turn_ids,
         )
         seconds = time.perf_counter() - started
         self.state.epoch_seconds += seconds

@@ -7,7 +7,14 @@ ScheduleName = Literal["noam", "noamwd", "BERT", "None", "cosine"]
 
 
 def rate(
-    name: ScheduleName, step: int, *, learning_rate: float, warmup_steps: int, warmup_proportion: float, num_steps: int, width: int
+    name: ScheduleName,
+    step: int,
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    warmup_proportion: float,
+    num_steps: int,
+    width: int,
 ) -> float:
     """Return the learning rate of a step.
 

@@ -112,9 +112,7 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     arguments = parsed.arguments
     _check_numbers(arguments)
     deepspeed, notes = _deepspeed_config(arguments)
-    batch = resolve_batch(
-        arguments.train_batch_size, arguments.gradient_accumulation_steps, parsed.explicit, deepspeed, world.size
-    )
+    batch = resolve_batch(arguments.train_batch_size, arguments.gradient_accumulation_steps, parsed.explicit, deepspeed, world.size)
     precision = resolve_precision(arguments, parsed.explicit, deepspeed if arguments.deepspeed_config else None)
     fill_precision(deepspeed, precision, arguments, parsed.explicit)
     learning_rate = fill_optimizer(deepspeed, arguments, parsed.explicit, fused=False)
@@ -134,7 +132,18 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     row_length = arguments.max_seq_length if "max_seq_length" in parsed.explicit else manifest.max_seq_length
     _check_row_length(row_length, model, train, evaluation)
     settings = Settings(
-        arguments, world, deepspeed, notes, batch, precision, learning_rate, model, train, evaluation, tokenizer, row_length
+        arguments,
+        world,
+        deepspeed,
+        notes,
+        batch,
+        precision,
+        learning_rate,
+        model,
+        train,
+        evaluation,
+        tokenizer,
+        row_length,
     )
     RowStream(train, settings.order_key).check_size(batch.train, "--train_input_file")
     return settings
@@ -142,7 +151,13 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
 
 def _check_numbers(arguments: TrainingArguments) -> None:
     problems = []
-    for name in ("train_batch_size", "valid_batch_size", "gradient_accumulation_steps", "num_optim_steps", "valid_step"):
+    for name in (
+        "train_batch_size",
+        "valid_batch_size",
+        "gradient_accumulation_steps",
+        "num_optim_steps",
+        "valid_step",
+    ):
         if getattr(arguments, name) < 1:
             problems.append(f"--{name} {getattr(arguments, name)} must be 1 or more")
     for name in ("loader_workers", "warmup_steps", "keep_checkpoints", "loss_scale", "continue_from"):

@@ -41,9 +41,7 @@ def the_problem(config: dict[str, Any]) -> str:
 
 
 def test_a_file_is_read_as_plain_dicts(tmp_path: Path) -> None:
-    config = read_deepspeed_json(
-        written(tmp_path, '{"fp16": {"enabled": true}, "optimizer": {"params": {"betas": [0, 1]}}}')
-    )
+    config = read_deepspeed_json(written(tmp_path, '{"fp16": {"enabled": true}, "optimizer": {"params": {"betas": [0, 1]}}}'))
     assert config == {"fp16": {"enabled": True}, "optimizer": {"params": {"betas": [0, 1]}}}
     assert type(config) is dict
     assert type(config["fp16"]) is dict
@@ -158,9 +156,7 @@ def test_anything_but_an_object_is_refused(tmp_path: Path, text: str) -> None:
         ({"qqqq": 1}, "qqqq (1)", "Correct the name or remove it."),
     ],
 )
-def test_an_unknown_key_at_any_level_is_named_with_the_nearest_one(
-    config: dict[str, Any], dotted: str, way_out: str
-) -> None:
+def test_an_unknown_key_at_any_level_is_named_with_the_nearest_one(config: dict[str, Any], dotted: str, way_out: str) -> None:
     problem = the_problem(config)
     assert problem.startswith(dotted)
     assert "DeepSpeed has no such key" in problem

@@ -26,7 +26,10 @@ def test_a_first_of_three_columns_is_an_id() -> None:
 
 def test_a_number_that_belongs_to_the_text_stays_in_it() -> None:
     assert turns("25 of your choice\t3.5 stars", weighted=False) == [Turn("25 of your choice"), Turn("3.5 stars")]
-    assert turns("1.0 25 of your choice\t0.5 3.5 stars", weighted=True) == [Turn("25 of your choice", 1.0), Turn("3.5 stars", 0.5)]
+    assert turns("1.0 25 of your choice\t0.5 3.5 stars", weighted=True) == [
+        Turn("25 of your choice", 1.0),
+        Turn("3.5 stars", 0.5),
+    ]
 
 
 def test_an_empty_turn_does_not_lose_the_conversation() -> None:

@@ -34,7 +34,13 @@ def run(command: list[str], timeout: float = 180.0, cwd: Path | None = None) -> 
     dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd or ROOT, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=cwd or ROOT,
+        start_new_session=True,
     ) as process:
         try:
             out, err = process.communicate(timeout=timeout)

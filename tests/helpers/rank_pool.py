@@ -11,9 +11,7 @@ from dialogpt_ds.training.world import World, free_port
 
 
 def _serve(rank: int, size: int, port: int, pipe: Connection) -> None:
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     from dialogpt_ds.training.command import quieten
     from dialogpt_ds.training.world import join_world, prepare_cpu, prepare_environment
 

@@ -60,9 +60,7 @@ def loss_and_gradients(world: World, argv: list[str]) -> tuple[float, dict[str, 
     settings = settings_of(world, argv)
     engine = engine_of(settings)
     stream = RowStream(settings.train, settings.order_key)
-    step = rank_step(
-        stream, stream.batch(Position(), settings.share.global_rows), settings.share, settings.train.manifest.eos_id
-    )
+    step = rank_step(stream, stream.batch(Position(), settings.share.global_rows), settings.share, settings.train.manifest.eos_id)
     gradients: dict[str, torch.Tensor] = {}
     update = engine.step
 
@@ -87,7 +85,13 @@ def evaluation(world: World, argv: list[str]) -> tuple[float, int]:
     key = order_key(settings.evaluation, 0, settings.row_length, settings.arguments.packing)
     stream = RowStream(settings.evaluation, key)
     result = evaluate(
-        engine, stream, world, settings.arguments.valid_batch_size, settings.train.manifest.eos_id, torch.device("cpu"), False
+        engine,
+        stream,
+        world,
+        settings.arguments.valid_batch_size,
+        settings.train.manifest.eos_id,
+        torch.device("cpu"),
+        False,
     )
     engine.destroy()
     return result.loss, result.num_targets

@@ -33,7 +33,12 @@ def make_small_world(folder: Path) -> tuple[Path, Path]:
     source = write_tsv(folder / "small.tsv", 400)
     make_shards(
         ShardArguments(
-            [str(source)], output=str(folder / "shards"), tokenizer=str(model), max_seq_length=64, workers=1, validation_fraction=0.1
+            [str(source)],
+            output=str(folder / "shards"),
+            tokenizer=str(model),
+            max_seq_length=64,
+            workers=1,
+            validation_fraction=0.1,
         ),
         say=lambda _: None,
     )

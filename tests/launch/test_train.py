@@ -41,7 +41,9 @@ def check_output(output: Path, done: str) -> None:
     assert perplexity == pytest.approx(math.exp(loss))
     assert (output / "checkpoints" / "latest").read_text().strip() == "step-00000006"
     summary = json.loads((output / "checkpoints" / "step-00000006" / "checkpoint.json").read_text())
-    assert all((output / "checkpoints" / "step-00000006" / name).stat().st_size == f["size"] for name, f in summary["files"].items())
+    assert all(
+        (output / "checkpoints" / "step-00000006" / name).stat().st_size == f["size"] for name, f in summary["files"].items()
+    )
     assert not list((output / "checkpoints").glob("unfinished*"))
     assert len(list((output / "wandb").glob("offline-run-*"))) == 1, "one wandb run, on rank 0"
     assert (output / "run_config.yaml").is_file()
@@ -67,14 +69,18 @@ def reference(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory)
     """Losses of one plain process in fp32 with as many rows a step."""
     folder = tmp_path_factory.mktemp("reference")
     config = write_deepspeed(folder, 0, "fp32")
-    result = run(python() + options(small_world, folder / "out", config, "--train_batch_size", "8", "--gradient_accumulation_steps", "2"))
+    result = run(
+        python() + options(small_world, folder / "out", config, "--train_batch_size", "8", "--gradient_accumulation_steps", "2")
+    )
     assert result.returncode == 0, result.stderr
     check_output(folder / "out", result.stdout)
     return train_losses(folder / "out")
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_deepspeed_launcher_at_every_zero_stage(small_world: SmallWorld, reference: list[float], tmp_path: Path, stage: int) -> None:
+def test_the_deepspeed_launcher_at_every_zero_stage(
+    small_world: SmallWorld, reference: list[float], tmp_path: Path, stage: int
+) -> None:
     config = write_deepspeed(tmp_path, stage, "bf16" if stage in (1, 3) else "fp32")
     result = run(deepspeed(2) + options(small_world, tmp_path / "out", config))
     assert result.returncode == 0, result.stderr + result.stdout
@@ -109,7 +115,7 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(small_worl
     config = write_deepspeed(tmp_path, 2, "bf16")
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     assert run(deepspeed(2) + options(small_world, whole, config)).returncode == 0
-    first = run(deepspeed(2) + [*options(small_world, halved, config), "--num_optim_steps", "3"])
+    first = run([*deepspeed(2), *options(small_world, halved, config), "--num_optim_steps", "3"])
     assert first.returncode == 0, first.stderr
     second = run(deepspeed(2) + options(small_world, halved, config, "--resume", "must"))
     assert second.returncode == 0, second.stderr
@@ -122,7 +128,9 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(small_worl
 
 
 def test_a_mistake_under_the_launcher_is_one_message_and_exit_code_2(small_world: SmallWorld, tmp_path: Path) -> None:
-    result = run(deepspeed(2) + options(small_world, tmp_path / "out", write_deepspeed(tmp_path, 1, "bf16"), "--max_seq_length", "500"))
+    result = run(
+        deepspeed(2) + options(small_world, tmp_path / "out", write_deepspeed(tmp_path, 1, "bf16"), "--max_seq_length", "500")
+    )
     assert result.returncode == 2, result.stdout + result.stderr
     assert result.stderr.count("error: --max_seq_length 500 is more than the 128 positions of model") == 1
     assert "Traceback" not in result.stderr + result.stdout
@@ -133,4 +141,7 @@ def test_fp16_without_a_device_for_it_names_the_ways_out(small_world: SmallWorld
     argv = options(small_world, tmp_path / "out", write_deepspeed(tmp_path, 1, "fp16"))
     result = run(python() + argv)
     assert result.returncode == 2
-    assert "fp16 is on, but this device (cpu) can't compute in it. Ways out: --deepspeed_config ds_configs/cpu_bf16.json" in result.stderr
+    assert (
+        "fp16 is on, but this device (cpu) can't compute in it. Ways out: --deepspeed_config ds_configs/cpu_bf16.json"
+        in result.stderr
+    )

@@ -26,7 +26,12 @@ def test_a_resume_cuts_back_what_came_after_the_checkpoint_and_torn_lines(tmp_pa
         file.write('{"step": 3, "lo')
     resumed = TextLogs(tmp_path, resumed_step=3)
     resumed.metrics_line({"step": 4})
-    assert [line.split(",")[1] for line in (tmp_path / "train_log.txt").read_text().splitlines()] == ["global_step", "1", "2", "3"]
+    assert [line.split(",")[1] for line in (tmp_path / "train_log.txt").read_text().splitlines()] == [
+        "global_step",
+        "1",
+        "2",
+        "3",
+    ]
     assert (tmp_path / "eval_log.txt").read_text() == f"{EVAL_HEADER}\n"
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == [1, 2, 3, 4]

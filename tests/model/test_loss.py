@@ -112,10 +112,19 @@ def test_rows_of_padding_give_zero() -> None:
 def test_the_short_way_is_taken_only_where_it_is_the_models_own() -> None:
     from transformers import AutoModelForCausalLM, CohereConfig, LlamaConfig
 
-    shape = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    shape = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     assert TargetLoss(tiny_model()).head_is_linear
     assert TargetLoss(AutoModelForCausalLM.from_config(LlamaConfig(**shape))).head_is_linear
-    scaled = AutoModelForCausalLM.from_config(CohereConfig(**shape, logit_scale=0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+    scaled = AutoModelForCausalLM.from_config(
+        CohereConfig(**shape, logit_scale=0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    )
     assert not TargetLoss(scaled).head_is_linear, "Cohere scales its logits"
 
 
@@ -124,7 +133,14 @@ def test_a_llama_keeps_packed_examples_apart(shards: Path) -> None:
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
-        LlamaConfig(vocab_size=50_257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+        LlamaConfig(
+            vocab_size=50_257,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
     )
     stream = stream_of(shards)
     batch = stream.batch(Position(), 4)
@@ -149,7 +165,12 @@ def expected(shards: Path) -> tuple[float, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_and_accumulation_give_the_loss_and_gradients_of_one_batch(
-    two_ranks: RankPool, shards: Path, tmp_path: Path, expected: tuple[float, dict[str, torch.Tensor]], stage: int, accumulation: int
+    two_ranks: RankPool,
+    shards: Path,
+    tmp_path: Path,
+    expected: tuple[float, dict[str, torch.Tensor]],
+    stage: int,
+    accumulation: int,
 ) -> None:
     config = rank_tasks.write_deepspeed(tmp_path, stage, "fp32", gradient_clipping=0.0)
     argv = ["--model", "tiny", "--train_input_file", str(shards), "--skip_eval", "--deepspeed_config", config, "--train_batch_size", "4",
@@ -174,12 +195,24 @@ def test_every_zero_stage_gives_the_losses_of_stage_0(two_ranks: RankPool, shard
         assert found[stage] == pytest.approx(found[0], abs=1e-5 if precision == "fp32" else 1e-3)
 
 
-@pytest.mark.parametrize("options", [["--valid_batch_size", "1"], ["--valid_batch_size", "7"], ["--packing", "False"], ["--max_seq_length", "150"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--valid_batch_size", "1"], ["--valid_batch_size", "7"], ["--packing", "False"], ["--max_seq_length", "150"]],
+)
 def test_evaluation_does_not_depend_on_batch_size_packing_or_row_length(
     two_ranks: RankPool, shards: Path, tmp_path: Path, options: list[str]
 ) -> None:
     config = rank_tasks.write_deepspeed(tmp_path, 3, "fp32")
-    argv = ["--model", "tiny", "--train_input_file", str(shards), "--eval_input_file", str(shards), "--deepspeed_config", config]
+    argv = [
+        "--model",
+        "tiny",
+        "--train_input_file",
+        str(shards),
+        "--eval_input_file",
+        str(shards),
+        "--deepspeed_config",
+        config,
+    ]
     (loss, targets), (other, _) = two_ranks.run(rank_tasks.evaluation, argv + options)
     directory = ShardDirectory.open(str(shards), "test")
     assert loss == other

@@ -66,10 +66,21 @@ def test_the_fixture_has_several_shards_and_windows(directory: ShardDirectory) -
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.integers(1, 60), st.integers(1, 12), st.integers(5_000, 60_000), st.integers(1, 8), st.booleans(), st.integers(0, 2**31)
+    st.integers(1, 60),
+    st.integers(1, 12),
+    st.integers(5_000, 60_000),
+    st.integers(1, 8),
+    st.booleans(),
+    st.integers(0, 2**31),
 )
 def test_every_example_is_in_an_epoch_exactly_once(
-    tmp_path_factory: pytest.TempPathFactory, count: int, per_block: int, shard_bytes: int, window: int, packed: bool, seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    per_block: int,
+    shard_bytes: int,
+    window: int,
+    packed: bool,
+    seed: int,
 ) -> None:
     directory = directory_of(tmp_path_factory.mktemp("any"), count, per_block, shard_bytes, seed)
     rows = all_rows(stream_of(directory, seed, window, packed))
@@ -165,7 +176,9 @@ def test_a_corpus_of_fewer_rows_than_a_global_batch_is_refused(directory: ShardD
     stream = stream_of(directory)
     rows = len(all_rows(stream))
     stream.check_size(rows, "--train_input_file")
-    with pytest.raises(UserError, match=f"gives {rows:,} rows of 32 tokens, fewer than the {rows + 1:,} rows of one optimizer step"):
+    with pytest.raises(
+        UserError, match=f"gives {rows:,} rows of 32 tokens, fewer than the {rows + 1:,} rows of one optimizer step"
+    ):
         stream.check_size(rows + 1, "--train_input_file")
 
 

@@ -59,4 +59,7 @@ def test_every_target_is_learned_once_and_its_cut_is_known(turns: list[tuple[int
                 learned[part.turn] = part
     assert set(learned) == {turn for turn, weight in enumerate(weights) if weight > 0}
     for turn, part in learned.items():
-        assert (part.start, part.stop) == (0, min(lengths[turn], limit - 1 if lengths[turn] >= limit else lengths[turn]))
+        assert (part.start, part.stop) == (
+            0,
+            min(lengths[turn], limit - 1 if lengths[turn] >= limit else lengths[turn]),
+        )

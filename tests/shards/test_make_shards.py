@@ -29,7 +29,11 @@ def test_the_balance_closes_on_real_conversations(reddit: Path, tmp_path: Path, 
     assert report["records"] == report["conversations"] == 1_000
     manifest = read_manifest(str(tmp_path / "out"), "--output")
     assert manifest.totals["target_tokens"] == 21_220 - cut
-    assert manifest.totals["tokens"] == report["tokens"] == sum(int(k) * v for k, v in report["histograms"]["tokens_per_example"].items())
+    assert (
+        manifest.totals["tokens"]
+        == report["tokens"]
+        == sum(int(k) * v for k, v in report["histograms"]["tokens_per_example"].items())
+    )
 
 
 def test_labels_of_a_worked_example(tmp_path: Path) -> None:
@@ -160,7 +164,10 @@ def test_damage_is_found_with_its_place(tmp_path: Path) -> None:
         ({"input": ["/nowhere.tsv"]}, "--input '/nowhere.tsv' is missing"),
         ({"output": ""}, "--output is missing"),
         ({"input": []}, "--input is missing"),
-        ({"tokenizer": "nobody/nothing"}, "tokenizer 'nobody/nothing' is neither a local folder nor in the hub's cache"),
+        (
+            {"tokenizer": "nobody/nothing"},
+            "tokenizer 'nobody/nothing' is neither a local folder nor in the hub's cache",
+        ),
     ],
 )
 def test_wrong_options_are_named(tmp_path: Path, options: dict[str, object], message: str) -> None:

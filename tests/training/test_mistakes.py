@@ -32,23 +32,44 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *fragments: str) 
 
 
 def test_a_missing_shard_directory(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(capsys, arguments(small_world, tmp_path, train_input_file="/no/where"), "--train_input_file '/no/where' does not exist")
+    fails(
+        capsys,
+        arguments(small_world, tmp_path, train_input_file="/no/where"),
+        "--train_input_file '/no/where' does not exist",
+    )
     assert not (tmp_path / "out").exists(), "nothing was started"
 
 
 def test_no_shard_directory_at_all(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = arguments(small_world, tmp_path, train_input_file=None, eval_input_file=None)
-    fails(capsys, argv, "--train_input_file is missing", "--eval_input_file is missing: name a shard directory, or give --skip_eval")
+    fails(
+        capsys,
+        argv,
+        "--train_input_file is missing",
+        "--eval_input_file is missing: name a shard directory, or give --skip_eval",
+    )
 
 
 def test_a_directory_without_a_manifest(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(tmp_path)), "has no manifest.json", "make one with preprocess/make_shards.py")
+    fails(
+        capsys,
+        arguments(small_world, tmp_path, train_input_file=str(tmp_path)),
+        "has no manifest.json",
+        "make one with preprocess/make_shards.py",
+    )
     (tmp_path / "shard-000000.tar").touch()
     fails(capsys, arguments(small_world, tmp_path, train_input_file=str(tmp_path)), "an unfinished run of make_shards.py")
-    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(small_world[1])), "its parts have", "name one of them")
+    fails(
+        capsys,
+        arguments(small_world, tmp_path, train_input_file=str(small_world[1])),
+        "its parts have",
+        "name one of them",
+    )
 
 
-def test_a_manifest_changed_by_hand_or_of_another_version(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_changed_by_hand_or_of_another_version(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_world[1] / "train", copy)
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -65,13 +86,25 @@ def test_a_missing_or_shortened_shard(small_world: SmallWorld, tmp_path: Path, c
     shutil.copytree(small_world[1] / "train", copy)
     shard = copy / "shard-000000.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
-    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "shard-000000.tar has", "the manifest says")
+    fails(
+        capsys,
+        arguments(small_world, tmp_path, train_input_file=str(copy)),
+        "shard-000000.tar has",
+        "the manifest says",
+    )
     shard.unlink()
     fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "shard-000000.tar is missing")
 
 
-def test_a_tokenizer_that_is_not_the_shards(small_world: SmallWorld, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(capsys, arguments(small_world, tmp_path, eval_input_file=str(shards)), "was made with tokenizer 'gpt2'", "make both with one tokenizer")
+def test_a_tokenizer_that_is_not_the_shards(
+    small_world: SmallWorld, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(
+        capsys,
+        arguments(small_world, tmp_path, eval_input_file=str(shards)),
+        "was made with tokenizer 'gpt2'",
+        "make both with one tokenizer",
+    )
     fails(
         capsys, arguments(small_world, tmp_path, train_input_file=str(shards), eval_input_file=str(shards)),
         "has 257 token ids, the shards were made with 50,257",
@@ -83,17 +116,27 @@ def test_a_tokenizer_that_is_not_the_shards(small_world: SmallWorld, shards: Pat
     fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not the one that", "was made with")
 
 
-def test_a_model_with_another_tokenizer(small_world: SmallWorld, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_with_another_tokenizer(
+    small_world: SmallWorld, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = tmp_path / "model"
     shutil.copytree(small_world[0], model)
     for file in (shards / "tokenizer").iterdir():
         shutil.copy(file, model)
-    fails(capsys, arguments(small_world, tmp_path, model=str(model)), "has a tokenizer with sha256", "make the shards again with --tokenizer")
+    fails(
+        capsys,
+        arguments(small_world, tmp_path, model=str(model)),
+        "has a tokenizer with sha256",
+        "make the shards again with --tokenizer",
+    )
 
 
 @pytest.mark.parametrize(
     ("length", "fragment"),
-    [("129", "--max_seq_length 129 is more than the 128 positions"), ("63", "--max_seq_length 63 is below the limit of 64 tokens")],
+    [
+        ("129", "--max_seq_length 129 is more than the 128 positions"),
+        ("63", "--max_seq_length 63 is below the limit of 64 tokens"),
+    ],
 )
 def test_a_row_length_the_model_or_the_shards_do_not_allow(
     small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], length: str, fragment: str
@@ -101,7 +144,9 @@ def test_a_row_length_the_model_or_the_shards_do_not_allow(
     fails(capsys, arguments(small_world, tmp_path, max_seq_length=length), fragment)
 
 
-def test_an_unknown_key_in_the_json_or_on_the_command_line(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_key_in_the_json_or_on_the_command_line(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "typo.json"
     config.write_text('{"zero_optimisation": {"stage": 2}}')
     fails(capsys, arguments(small_world, tmp_path, deepspeed_config=str(config)), "zero_optimisation", "zero_optimization")
@@ -126,7 +171,11 @@ def test_fewer_rows_than_one_global_batch(small_world: SmallWorld, tmp_path: Pat
 
 
 def test_a_world_of_another_size_than_expected(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(capsys, arguments(small_world, tmp_path, expect_world_size="16"), "--expect_world_size 16, but 1 processes were started")
+    fails(
+        capsys,
+        arguments(small_world, tmp_path, expect_world_size="16"),
+        "--expect_world_size 16, but 1 processes were started",
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +201,9 @@ def test_other_mistakes(
     fails(capsys, arguments(small_world, tmp_path, **changes), fragment)
 
 
-def test_print_config_shows_what_would_run_and_stops(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_shows_what_would_run_and_stops(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*arguments(small_world, tmp_path), "--print_config"]) == 0
     printed = capsys.readouterr().out
     assert "max_seq_length: 64" in printed

@@ -6,7 +6,13 @@ import pytest
 
 from dialogpt_ds.training.schedule import peak, rate
 
-DIALOGPT = {"learning_rate": 1e-5, "warmup_steps": 16_000, "warmup_proportion": 0.1, "num_steps": 1_000_000, "width": 768}
+DIALOGPT = {
+    "learning_rate": 1e-5,
+    "warmup_steps": 16_000,
+    "warmup_proportion": 0.1,
+    "num_steps": 1_000_000,
+    "width": 768,
+}
 
 
 @pytest.mark.parametrize(
