@@ -13,7 +13,9 @@ out=demo_output
 
 show() {
   printf '\n$'
-  printf ' %q' "$@"
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_./:=-]+$ ]]; then printf ' %s' "$word"; else printf ' "%s"' "$word"; fi
+  done
   printf '\n'
   "$@"
 }
