@@ -25,7 +25,9 @@ class TrainingArguments:
     train_input_file: str = ""
     """Shard directory to train on (preprocess/make_shards.py writes them)."""
     eval_input_file: str = ""
-    """Shard directory to evaluate on."""
+    """Shard directory to evaluate on, or a DialoGPT TSV: its training format, or a source and its references per line."""
+    normalize_data: bool = True
+    """Make runs of white space in an evaluation TSV one space, as DialoGPT did; shards are taken as they are."""
     max_seq_length: int = 128
     """Tokens of a row. Not given: the limit that the shards were made with; longer is allowed, shorter is not."""
     packing: bool = True

@@ -1,7 +1,7 @@
 """DialoGPT's training format: `[id <TAB>] turn EOS turn ... <TAB> last turn`, each turn with a weight before it or none with one."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from dialogpt_ds.conversations.conversation import Conversation, Record, RejectedRecordError, Turn
 from dialogpt_ds.errors import UserError
@@ -58,6 +58,19 @@ def read_record(record: Record, weighted: bool) -> Conversation:
         raise RejectedRecordError("more than three columns")
     texts = _turn_texts(columns)
     return Conversation([_weighted_turn(text) for text in texts] if weighted else [Turn(text) for text in texts])
+
+
+def reference_records(record: Record) -> Iterator[Record]:
+    """Take `source <TAB> reference <TAB> reference ...` apart into one record `source <TAB> reference` per reference.
+
+    A line without a reference stays as it is, so that reading it rejects it.
+    """
+    assert isinstance(record.content, bytes)
+    source, *references = record.content.removesuffix(b"\r").split(b"\t")
+    if not references:
+        yield record
+    for reference in references:
+        yield Record(record.line, source + b"\t" + reference)
 
 
 def _weighted_turn(text: str) -> Turn:

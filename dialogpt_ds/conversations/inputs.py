@@ -5,7 +5,7 @@ import gzip
 import itertools
 import lzma
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
@@ -22,9 +22,11 @@ class Input:
     """One input file with everything that was decided about it as a whole."""
 
     path: Path
-    format: Literal["dialogpt", "chitchat"]
+    format: Literal["dialogpt", "references", "chitchat"]
     weighted: bool
     """DialoGPT TSV only: each turn has its weight before it."""
+    normalize: bool = False
+    """Runs of white space become one space, as in DialoGPT's evaluation."""
 
     @property
     def default_targets(self) -> Literal["all", "last"]:
@@ -35,6 +37,8 @@ class Input:
         """Say what was decided, for the person who started the run."""
         if self.format == "chitchat":
             return f"{self.path}: chitchat-dataset"
+        if self.format == "references":
+            return f"{self.path}: source and references, one conversation per reference"
         return f"{self.path}: DialoGPT TSV, turns {'with weights' if self.weighted else 'without weights'}"
 
     def records(self) -> Iterator[Record]:
@@ -44,11 +48,18 @@ class Input:
         else:
             with open_input(self.path) as file:
                 for number, line in enumerate(_lines(file, self.path), start=1):
-                    yield Record(number, line)
+                    if self.format == "references":
+                        yield from dialogpt_tsv.reference_records(Record(number, line))
+                    else:
+                        yield Record(number, line)
 
     def read(self, record: Record) -> Conversation:
         """Read one record; raises RejectedRecordError."""
-        return chitchat.read_record(record) if self.format == "chitchat" else dialogpt_tsv.read_record(record, self.weighted)
+        chats = self.format == "chitchat"
+        conversation = chitchat.read_record(record) if chats else dialogpt_tsv.read_record(record, self.weighted)
+        if self.normalize:
+            return Conversation([turn._replace(text=" ".join(turn.text.split())) for turn in conversation.turns])
+        return conversation
 
 
 def open_inputs(paths: list[str], format_name: FormatName, turn_weights: TurnWeights) -> list[Input]:
@@ -80,6 +91,16 @@ def _open_one(path: Path, format_name: FormatName, turn_weights: TurnWeights) ->
             "Name another --format, or convert it."
         )
     return Input(path, "dialogpt", weighted=dialogpt_tsv.has_weights(readable, str(path)))
+
+
+def open_evaluation(path: str, normalize: bool) -> Input:
+    """Return a DialoGPT TSV to evaluate on: the training format where its turns have weights, else a source and its references.
+
+    Raises:
+        UserError: it is missing, unreadable or undecidable.
+    """
+    source = _open_one(Path(path).expanduser(), "dialogpt", "auto")
+    return replace(source, format="dialogpt" if source.weighted else "references", normalize=normalize)
 
 
 def open_input(path: Path) -> IO[bytes]:

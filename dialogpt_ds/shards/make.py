@@ -84,8 +84,12 @@ def make_shards(arguments: ShardArguments, say: Callable[[str], None] = print) -
         RunError: more rejects than allowed, or nothing to write.
     """
     check_arguments(arguments)
+    return write_shards(arguments, open_inputs(arguments.input, arguments.format, arguments.turn_weights), say)
+
+
+def write_shards(arguments: ShardArguments, inputs: list[Input], say: Callable[[str], None]) -> dict[str, Manifest]:
+    """Write the shard directories of inputs that are open already; raises as `make_shards` does."""
     started = time.monotonic()
-    inputs = open_inputs(arguments.input, arguments.format, arguments.turn_weights)
     output = Path(arguments.output).expanduser()
     folders = {TRAIN: output / TRAIN, VALIDATION: output / VALIDATION} if arguments.validation_fraction else {TRAIN: output}
     for folder in {output, *folders.values()}:

@@ -1,6 +1,9 @@
 """Everything that a run needs to know, checked before anything is started."""
 
+import atexit
 import copy
+import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,14 @@ from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.config.batch import BatchSizes, resolve_batch
 from dialogpt_ds.config.deepspeed_json import check_deepspeed_config, read_deepspeed_json
 from dialogpt_ds.config.precision import Precision, fill_optimizer, fill_precision, resolve_precision
-from dialogpt_ds.errors import UserError
+from dialogpt_ds.conversations.inputs import open_evaluation
+from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.model.load import ModelSource, check_init_checkpoint, find_model
 from dialogpt_ds.order.batches import Share
 from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.order.stream import RowStream
 from dialogpt_ds.order.windows import BLOCKS_PER_WINDOW
+from dialogpt_ds.shards.make import ShardArguments, write_shards
 from dialogpt_ds.shards.manifest import TOKENIZER
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.tokenization import find_tokenizer, vocabulary_sha256
@@ -118,18 +123,16 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     learning_rate = fill_optimizer(deepspeed, arguments, parsed.explicit, fused=False)
     deepspeed |= batch.keys()
     train = ShardDirectory.open(arguments.train_input_file, "--train_input_file")
-    evaluation = None
-    if not arguments.skip_eval:
-        evaluation = ShardDirectory.open(arguments.eval_input_file, "--eval_input_file")
-    tokenizer = _tokenizer_of(train)
     manifest = train.manifest
+    row_length = arguments.max_seq_length if "max_seq_length" in parsed.explicit else manifest.max_seq_length
+    evaluation = None if arguments.skip_eval else open_evaluation_data(arguments, train, row_length)
+    tokenizer = _tokenizer_of(train)
     model = find_model(arguments.model_name_or_path, arguments.dropout, manifest.eos_id, manifest.vocab_size)
     if arguments.init_checkpoint:
         check_init_checkpoint(arguments.init_checkpoint)
     _check_model_tokenizer(model, train)
     if evaluation is not None:
         _check_same_tokenizer(evaluation, train)
-    row_length = arguments.max_seq_length if "max_seq_length" in parsed.explicit else manifest.max_seq_length
     _check_row_length(row_length, model, train, evaluation)
     settings = Settings(
         arguments,
@@ -191,6 +194,31 @@ def _deepspeed_config(arguments: TrainingArguments) -> tuple[dict[str, Any], lis
         config["gradient_clipping"] = DEFAULT_CLIPPING
         notes.append(f"gradient_clipping {DEFAULT_CLIPPING} filled in")
     return config, notes
+
+
+def open_evaluation_data(arguments: TrainingArguments, train: ShardDirectory, row_length: int) -> ShardDirectory:
+    """Open the evaluation's shard directory; of a TSV, every rank makes the same one in a temporary folder of its own.
+
+    Raises:
+        UserError: it can't be opened or read.
+    """
+    path = arguments.eval_input_file
+    if not Path(path).expanduser().is_file():
+        return ShardDirectory.open(path, "--eval_input_file")
+    folder = tempfile.mkdtemp(prefix="dialogpt-evaluation-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    own = train.folder / TOKENIZER
+    shard_arguments = ShardArguments(
+        output=str(Path(folder, "shards")),
+        tokenizer=str(own) if own.is_dir() else train.manifest.tokenizer["name"],
+        max_seq_length=row_length,
+        workers=1,
+    )
+    try:
+        write_shards(shard_arguments, [open_evaluation(path, arguments.normalize_data)], say=lambda _: None)
+    except RunError as error:
+        raise UserError(f"--eval_input_file {path!r}: {error}") from error
+    return ShardDirectory.open(shard_arguments.output, "--eval_input_file")
 
 
 def _tokenizer_of(train: ShardDirectory) -> Any:

@@ -6,7 +6,7 @@ import pytest
 
 from dialogpt_ds.conversations.conversation import Record, RejectedRecordError, Turn
 from dialogpt_ds.conversations.dialogpt_tsv import has_weights, read_record
-from dialogpt_ds.conversations.inputs import open_inputs
+from dialogpt_ds.conversations.inputs import open_evaluation, open_inputs
 from dialogpt_ds.errors import UserError
 
 
@@ -103,3 +103,19 @@ def test_a_truncated_compressed_file_is_an_error(tmp_path: Path) -> None:
     source = open_inputs([str(file)], "auto", "yes")[0]
     with pytest.raises(UserError, match="can't be read to its end"):
         list(source.records())
+
+
+def test_an_evaluation_file_is_a_source_with_references_or_the_training_format(tmp_path: Path) -> None:
+    file = tmp_path / "dev.tsv"
+    file.write_bytes(b"how  are EOS you\tfine\tso  so\r\nalone\n")
+    source = open_evaluation(str(file), normalize=True)
+    records = list(source.records())
+    assert [[turn.text for turn in source.read(r).turns] for r in records[:2]] == [
+        ["how are", "you", "fine"],
+        ["how are", "you", "so so"],
+    ]
+    with pytest.raises(RejectedRecordError, match="no tab"):
+        source.read(records[2])
+    file.write_bytes(b"1.0 a EOS 0.0 b  c\t1.0 d\n")
+    source = open_evaluation(str(file), normalize=False)
+    assert source.read(next(source.records())).turns == [Turn("a", 1.0), Turn("b  c", 0.0), Turn("d", 1.0)]

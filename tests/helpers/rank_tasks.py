@@ -53,6 +53,19 @@ def losses(world: World, argv: list[str], steps: int) -> list[float]:
     return found
 
 
+def losses_in_fp16(world: World, argv: list[str], steps: int) -> list[float]:
+    """Like `losses`, on a CPU that is said to compute in fp16: DeepSpeed's own fp16 optimizers and loss scaler run."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = type(get_accelerator())
+    honest = accelerator.is_fp16_supported
+    accelerator.is_fp16_supported = lambda self: True
+    try:
+        return losses(world, argv, steps)
+    finally:
+        accelerator.is_fp16_supported = honest
+
+
 def loss_and_gradients(world: World, argv: list[str]) -> tuple[float, dict[str, torch.Tensor]]:
     """Run the first optimizer step up to its gradients; returns its loss and the gradients by parameter."""
     from deepspeed.utils import safe_get_full_grad

@@ -195,6 +195,18 @@ def test_every_zero_stage_gives_the_losses_of_stage_0(two_ranks: RankPool, shard
         assert found[stage] == pytest.approx(found[0], abs=1e-5 if precision == "fp32" else 1e-3)
 
 
+def test_every_zero_stage_trains_in_fp16(two_ranks: RankPool, small_world: tuple[Path, Path], tmp_path: Path) -> None:
+    found = {}
+    for stage in range(4):
+        config = rank_tasks.write_deepspeed(tmp_path, stage, "fp16", fp16={"initial_scale_power": 8})
+        argv = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval"]
+        argv += ["--lr_schedule", "None", "--learning_rate", "1e-3", "--deepspeed_config", config]
+        found[stage] = two_ranks.run(rank_tasks.losses_in_fp16, argv, 5)[0]
+    assert found[0][-1] < found[0][0] - 0.1, "it learns"
+    for stage in (1, 2, 3):
+        assert found[stage] == pytest.approx(found[0], abs=1e-2)
+
+
 @pytest.mark.parametrize(
     "options",
     [["--valid_batch_size", "1"], ["--valid_batch_size", "7"], ["--packing", "False"], ["--max_seq_length", "150"]],

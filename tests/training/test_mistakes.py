@@ -209,3 +209,21 @@ def test_print_config_shows_what_would_run_and_stops(
     assert "max_seq_length: 64" in printed
     assert '"train_micro_batch_size_per_gpu": 2' in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_tsv_is_read_like_shards_of_it(small_world: SmallWorld, tmp_path: Path) -> None:
+    from dialogpt_ds.commandline import parse
+    from dialogpt_ds.config.arguments import TrainingArguments
+    from dialogpt_ds.training.settings import prepare
+    from dialogpt_ds.training.world import World
+
+    file = tmp_path / "dev.tsv"
+    file.write_text("1.0 hello EOS 0.0 there\t1.0 you\nhi\tone\n")
+    argv = arguments(small_world, tmp_path, eval_input_file=str(file))
+    assert main(argv) == 2, "half of the turns have weights, so nobody can tell"
+    file.write_text("hi there\tone\tthree\n")
+    evaluation = prepare(parse(TrainingArguments, "test", argv), World(0, 1, 0)).evaluation
+    assert evaluation is not None
+    # Two references, each a target with its EOS: 3 + 1 and 5 + 1 bytes.
+    assert evaluation.manifest.totals["target_tokens"] == 10
+    assert evaluation.manifest.totals["examples"] == 2
