@@ -104,6 +104,20 @@ def run_command(work: Callable[[], int], is_first_rank: bool = True, grace_secon
         return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_RUN_FAILED
 
 
+def make_folder(folder: Path, what: str) -> None:
+    """Make a folder for output, with its parents.
+
+    Raises:
+        UserError: it can't be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{what} {str(folder)!r} can't be made: {error.strerror}; name a folder that you may write to") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{what} {str(folder)!r} can't be written to; name a folder that you may write to")
+
+
 def existing_folder(path: str, what: str) -> Path:
     """Return `path` as a folder that exists.
 

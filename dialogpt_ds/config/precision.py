@@ -54,7 +54,7 @@ def fill_precision(deepspeed: dict[str, Any], precision: Precision, arguments: T
     block.setdefault("min_loss_scale", 1)
 
 
-def fill_optimizer(deepspeed: dict[str, Any], arguments: TrainingArguments, explicit: frozenset[str], fused: bool) -> float:
+def fill_optimizer(deepspeed: dict[str, Any], arguments: TrainingArguments, explicit: frozenset[str]) -> float:
     """Complete the optimizer block (AdamW by default) and return the learning rate that holds.
 
     Raises:
@@ -74,7 +74,8 @@ def fill_optimizer(deepspeed: dict[str, Any], arguments: TrainingArguments, expl
         params.setdefault("eps", 1e-8)
         params.setdefault("weight_decay", 0.01)
         offload = deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
-        if offload.get("device", "none") == "none" and not fused:
-            # torch's own AdamW needs no compiler; DeepSpeed's fused one builds a CUDA extension.
+        deepspeeds_own = {"bias_correction", "set_grad_none"} & params.keys()
+        if offload.get("device", "none") == "none" and not deepspeeds_own:
+            # torch's own AdamW needs no compiler; DeepSpeed's fused one builds a CUDA extension, and alone takes those two.
             params.setdefault("torch_adam", True)
     return params["lr"]

@@ -29,6 +29,11 @@ class ModelSource:
         """Hidden size, the d of the noam schedule."""
         return self.config.hidden_size
 
+    def shape(self) -> dict[str, Any]:
+        """Return what decides the shapes of the weights, as a checkpoint keeps it."""
+        names = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
+        return {name: getattr(self.config, name, None) for name in names}
+
 
 def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int) -> ModelSource:
     """Find a model by preset name, local folder or hub id.

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from dialogpt_ds.commandline import option
+from dialogpt_ds.commandline import make_folder, option
 from dialogpt_ds.conversations.conversation import Record
 from dialogpt_ds.conversations.inputs import FormatName, Input, TurnWeights, open_inputs
 from dialogpt_ds.conversations.targets import Targets
@@ -93,6 +93,7 @@ def write_shards(arguments: ShardArguments, inputs: list[Input], say: Callable[[
     output = Path(arguments.output).expanduser()
     folders = {TRAIN: output / TRAIN, VALIDATION: output / VALIDATION} if arguments.validation_fraction else {TRAIN: output}
     for folder in {output, *folders.values()}:
+        make_folder(folder, "--output")
         _clear_unfinished(folder, say)
     tokenizer = find_tokenizer(arguments.tokenizer)
     for source in inputs:

@@ -10,6 +10,7 @@ import torch
 
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.files import replace_text, sha256_of_file, sync_folder
+from dialogpt_ds.order.position import position_from_state
 from dialogpt_ds.training.settings import Settings
 
 FOLDER = "checkpoints"
@@ -54,6 +55,8 @@ def save_checkpoint(engine: Any, settings: Settings, state: dict[str, Any], step
             "zero_stage": settings.zero_stage,
             "precision": settings.precision,
             "model": settings.model.name,
+            "model_shape": settings.model.shape(),
+            "order": state["order"],
             "files": {str(f.relative_to(unfinished)): _sums(f) for f in sorted(unfinished.rglob("*")) if f.is_file()},
         }
         replace_text(unfinished / SUMMARY, json.dumps(summary, indent=2) + "\n")
@@ -132,6 +135,15 @@ def _checked(settings: Settings, path: Path) -> FoundCheckpoint:
             f"this run has {mine['world_size']} with ZeRO-{mine['zero_stage']} in {mine['precision']}. It can be gone on with only as it "
             "was saved; or take its weights along with --init_checkpoint and another --output_dir."
         )
+    shapes = [(name, theirs, settings.model.shape().get(name)) for name, theirs in summary["model_shape"].items()]
+    different = [f"{name}: checkpoint {theirs!r}, now {mine!r}" for name, theirs, mine in shapes if theirs != mine]
+    if different:
+        raise UserError(
+            f"checkpoint {path} is of model {summary['model']!r}, this run has {settings.model.name!r}:\n  "
+            + "\n  ".join(different)
+            + "\nGive the same --model, or another --output_dir."
+        )
+    position_from_state(summary["order"], settings.order_key)
     if settings.world.is_first:
         for name, expected in summary["files"].items():
             file = path / name

@@ -5,7 +5,7 @@ import logging
 import os
 import warnings
 
-from dialogpt_ds.commandline import parse, run_command
+from dialogpt_ds.commandline import make_folder, parse, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.errors import EXIT_DONE, UserError
 from dialogpt_ds.training.world import World, check_world, prepare_cpu, prepare_environment, world_from_environment
@@ -43,7 +43,8 @@ def _train(argv: list[str] | None, world: World) -> int:
         return EXIT_DONE
     prepare_cpu(world)
     if world.is_first:
-        settings.output_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(settings.output_dir, "--output_dir")
+        make_folder(settings.log_dir, "--log_dir")
     return train(settings, found)
 
 

@@ -120,7 +120,7 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     batch = resolve_batch(arguments.train_batch_size, arguments.gradient_accumulation_steps, parsed.explicit, deepspeed, world.size)
     precision = resolve_precision(arguments, parsed.explicit, deepspeed if arguments.deepspeed_config else None)
     fill_precision(deepspeed, precision, arguments, parsed.explicit)
-    learning_rate = fill_optimizer(deepspeed, arguments, parsed.explicit, fused=False)
+    learning_rate = fill_optimizer(deepspeed, arguments, parsed.explicit)
     deepspeed |= batch.keys()
     train = ShardDirectory.open(arguments.train_input_file, "--train_input_file")
     manifest = train.manifest

@@ -51,7 +51,7 @@ def test_a_loss_scale_must_agree_and_belong() -> None:
 
 def test_the_optimizer_is_adamw_unless_the_json_says_otherwise() -> None:
     json: dict[str, Any] = {}
-    assert fill_optimizer(json, TrainingArguments(learning_rate=3e-4), NOTHING, fused=False) == 3e-4
+    assert fill_optimizer(json, TrainingArguments(learning_rate=3e-4), NOTHING) == 3e-4
     params = json["optimizer"]["params"]
     assert json["optimizer"]["type"] == "AdamW"
     assert params == {"lr": 3e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "torch_adam": True}
@@ -59,7 +59,7 @@ def test_the_optimizer_is_adamw_unless_the_json_says_otherwise() -> None:
 
 def test_the_jsons_rate_holds_and_an_explicit_other_one_is_an_error() -> None:
     json = {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.1}}}
-    assert fill_optimizer(json, TrainingArguments(), NOTHING, fused=False) == 1e-3
+    assert fill_optimizer(json, TrainingArguments(), NOTHING) == 1e-3
     assert json["optimizer"]["params"]["weight_decay"] == 0.1
     with pytest.raises(UserError, match=r"--learning_rate 0.01 on the command line, 0.001 in the DeepSpeed JSON"):
-        fill_optimizer(json, TrainingArguments(learning_rate=0.01), frozenset({"learning_rate"}), fused=False)
+        fill_optimizer(json, TrainingArguments(learning_rate=0.01), frozenset({"learning_rate"}))

@@ -227,3 +227,8 @@ def test_an_evaluation_tsv_is_read_like_shards_of_it(small_world: SmallWorld, tm
     # Two references, each a target with its EOS: 3 + 1 and 5 + 1 bytes.
     assert evaluation.manifest.totals["target_tokens"] == 10
     assert evaluation.manifest.totals["examples"] == 2
+
+
+def test_an_output_folder_that_cannot_be_made(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    fails(capsys, arguments(small_world, tmp_path, output_dir=str(tmp_path / "file" / "out")), "--output_dir", "can't be made")
