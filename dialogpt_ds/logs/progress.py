@@ -1,5 +1,6 @@
 """Progress on a terminal as a bar, in a log file as plain lines."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -20,7 +21,11 @@ class Progress:
         self.last_line = 0.0
         self.bar: tqdm[Any] | None = None
         if self.terminal:
-            self.bar = tqdm(total=num_steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05)
+            # A terminal that doesn't know its size (a container's, often) would make tqdm hide the bar.
+            size: dict[str, Any] = (
+                {"dynamic_ncols": True} if all(os.get_terminal_size(sys.stderr.fileno())) else {"ncols": 110, "nrows": 24}
+            )
+            self.bar = tqdm(total=num_steps, initial=done, unit="step", smoothing=0.05, **size)
 
     def show(self, step: int, loss: float, perplexity: float, tokens_per_second: float, rate: float) -> None:
         """Show one more step."""

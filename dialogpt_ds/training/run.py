@@ -35,9 +35,10 @@ class TrainingRun:
         self.arguments = settings.arguments
         self.world = settings.world
         self.turn_ids = not self.arguments.no_token_id
-        self.device = join_world(self.world)
         torch.manual_seed(self.arguments.seed)
+        # Weights that don't fit are a mistake, and mistakes are said before the ranks come together.
         model = build_model(settings.model, self.arguments.init_checkpoint or None)
+        self.device = join_world(self.world)
         self.num_parameters = sum(p.numel() for p in model.parameters())
         self.engine = start_engine(settings, model)
         self.state = ProgressState()
