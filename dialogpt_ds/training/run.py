@@ -48,7 +48,6 @@ class TrainingRun:
             self.state = ProgressState(**saved["progress"])
             self.position = position_from_state(saved["order"], settings.order_key)
         self.recorder: Recorder | None = None
-        self.saved_step = self.state.global_step if found is not None else -1
 
     @property
     def steps_left(self) -> int:
@@ -148,7 +147,6 @@ class TrainingRun:
             "order": position_state(self.settings.order_key, self.position),
         }
         path = save_checkpoint(self.engine, self.settings, state, step)
-        self.saved_step = step
         seconds = time.perf_counter() - started
         self.state.epoch_seconds += seconds
         if self.recorder is not None:

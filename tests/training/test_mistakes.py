@@ -21,7 +21,7 @@ def arguments(small_world: SmallWorld, folder: Path, **changes: str | None) -> l
     return [word for name, value in (given | changes).items() if value is not None for word in (f"--{name}", value)]
 
 
-def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *fragments: str) -> None:
+def check_fails(capsys: pytest.CaptureFixture[str], argv: list[str], *fragments: str) -> None:
     assert main(argv) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
@@ -32,7 +32,7 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *fragments: str) 
 
 
 def test_a_missing_shard_directory(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(
+    check_fails(
         capsys,
         arguments(small_world, tmp_path, train_input_file="/no/where"),
         "--train_input_file '/no/where' does not exist",
@@ -42,7 +42,7 @@ def test_a_missing_shard_directory(small_world: SmallWorld, tmp_path: Path, caps
 
 def test_no_shard_directory_at_all(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = arguments(small_world, tmp_path, train_input_file=None, eval_input_file=None)
-    fails(
+    check_fails(
         capsys,
         argv,
         "--train_input_file is missing",
@@ -51,15 +51,15 @@ def test_no_shard_directory_at_all(small_world: SmallWorld, tmp_path: Path, caps
 
 
 def test_a_directory_without_a_manifest(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(
+    check_fails(
         capsys,
         arguments(small_world, tmp_path, train_input_file=str(tmp_path)),
         "has no manifest.json",
         "make one with preprocess/make_shards.py",
     )
     (tmp_path / "shard-000000.tar").touch()
-    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(tmp_path)), "an unfinished run of make_shards.py")
-    fails(
+    check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(tmp_path)), "an unfinished run of make_shards.py")
+    check_fails(
         capsys,
         arguments(small_world, tmp_path, train_input_file=str(small_world[1])),
         "its parts have",
@@ -74,11 +74,11 @@ def test_a_manifest_changed_by_hand_or_of_another_version(
     shutil.copytree(small_world[1] / "train", copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"max_seq_length": 32}))
-    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "was changed after it was written")
+    check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "was changed after it was written")
     (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "version 99, this program reads")
+    check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "version 99, this program reads")
     (copy / "manifest.json").write_text("{")
-    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not a manifest of this program")
+    check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not a manifest of this program")
 
 
 def test_a_missing_or_shortened_shard(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,26 +86,26 @@ def test_a_missing_or_shortened_shard(small_world: SmallWorld, tmp_path: Path, c
     shutil.copytree(small_world[1] / "train", copy)
     shard = copy / "shard-000000.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
-    fails(
+    check_fails(
         capsys,
         arguments(small_world, tmp_path, train_input_file=str(copy)),
         "shard-000000.tar has",
         "the manifest says",
     )
     shard.unlink()
-    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "shard-000000.tar is missing")
+    check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "shard-000000.tar is missing")
 
 
 def test_a_tokenizer_that_is_not_the_shards(
     small_world: SmallWorld, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fails(
+    check_fails(
         capsys,
         arguments(small_world, tmp_path, eval_input_file=str(shards)),
         "was made with tokenizer 'gpt2'",
         "make both with one tokenizer",
     )
-    fails(
+    check_fails(
         capsys, arguments(small_world, tmp_path, train_input_file=str(shards), eval_input_file=str(shards)),
         "has 257 token ids, the shards were made with 50,257",
     )  # fmt: skip
@@ -113,7 +113,7 @@ def test_a_tokenizer_that_is_not_the_shards(
     shutil.copytree(small_world[1] / "train", copy)
     shutil.rmtree(copy / "tokenizer")
     shutil.copytree(shards / "tokenizer", copy / "tokenizer")
-    fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not the one that", "was made with")
+    check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not the one that", "was made with")
 
 
 def test_a_model_with_another_tokenizer(
@@ -123,7 +123,7 @@ def test_a_model_with_another_tokenizer(
     shutil.copytree(small_world[0], model)
     for file in (shards / "tokenizer").iterdir():
         shutil.copy(file, model)
-    fails(
+    check_fails(
         capsys,
         arguments(small_world, tmp_path, model=str(model)),
         "has a tokenizer with sha256",
@@ -141,7 +141,7 @@ def test_a_model_with_another_tokenizer(
 def test_a_row_length_the_model_or_the_shards_do_not_allow(
     small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], length: str, fragment: str
 ) -> None:
-    fails(capsys, arguments(small_world, tmp_path, max_seq_length=length), fragment)
+    check_fails(capsys, arguments(small_world, tmp_path, max_seq_length=length), fragment)
 
 
 def test_an_unknown_key_in_the_json_or_on_the_command_line(
@@ -149,29 +149,29 @@ def test_an_unknown_key_in_the_json_or_on_the_command_line(
 ) -> None:
     config = tmp_path / "typo.json"
     config.write_text('{"zero_optimisation": {"stage": 2}}')
-    fails(capsys, arguments(small_world, tmp_path, deepspeed_config=str(config)), "zero_optimisation", "zero_optimization")
-    fails(capsys, [*arguments(small_world, tmp_path), "--learning_rat", "1"], "--learning_rat")
+    check_fails(capsys, arguments(small_world, tmp_path, deepspeed_config=str(config)), "zero_optimisation", "zero_optimization")
+    check_fails(capsys, [*arguments(small_world, tmp_path), "--learning_rat", "1"], "--learning_rat")
     yaml = tmp_path / "run.yaml"
     yaml.write_text("learning_rat: 1\n")
-    fails(capsys, [*arguments(small_world, tmp_path), "--config", str(yaml)], "learning_rat")
+    check_fails(capsys, [*arguments(small_world, tmp_path), "--config", str(yaml)], "learning_rat")
 
 
 def test_an_impossible_batch(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(
+    check_fails(
         capsys, arguments(small_world, tmp_path, train_batch_size="3", gradient_accumulation_steps="2"),
         "3 rows per optimizer step can't be divided over 1 GPUs", "A solution: 4 rows in all",
     )  # fmt: skip
 
 
 def test_fewer_rows_than_one_global_batch(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(
+    check_fails(
         capsys, arguments(small_world, tmp_path, train_batch_size="100000"),
         "rows of 64 tokens, fewer than the 100,000 rows of one optimizer step over all ranks", "Lower train_batch_size",
     )  # fmt: skip
 
 
 def test_a_world_of_another_size_than_expected(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(
+    check_fails(
         capsys,
         arguments(small_world, tmp_path, expect_world_size="16"),
         "--expect_world_size 16, but 1 processes were started",
@@ -198,7 +198,7 @@ def test_a_world_of_another_size_than_expected(small_world: SmallWorld, tmp_path
 def test_other_mistakes(
     small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], fragment: str
 ) -> None:
-    fails(capsys, arguments(small_world, tmp_path, **changes), fragment)
+    check_fails(capsys, arguments(small_world, tmp_path, **changes), fragment)
 
 
 def test_print_config_shows_what_would_run_and_stops(
@@ -231,4 +231,6 @@ def test_an_evaluation_tsv_is_read_like_shards_of_it(small_world: SmallWorld, tm
 
 def test_an_output_folder_that_cannot_be_made(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    fails(capsys, arguments(small_world, tmp_path, output_dir=str(tmp_path / "file" / "out")), "--output_dir", "can't be made")
+    check_fails(
+        capsys, arguments(small_world, tmp_path, output_dir=str(tmp_path / "file" / "out")), "--output_dir", "can't be made"
+    )
