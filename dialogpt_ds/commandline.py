@@ -95,13 +95,14 @@ def run_command(work: Callable[[], int], is_first_rank: bool = True, grace_secon
     try:
         return work()
     except (UserError, RunError) as error:
+        code = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_RUN_FAILED
         if not is_first_rank:
             # SIGTERM from the launcher ends the wait; it means that the first rank has spoken.
-            signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_USER_ERROR))
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
             signal.sigtimedwait([], grace_seconds)
         kind = "error" if isinstance(error, UserError) else "run failed"
         print(f"{kind}: {error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_RUN_FAILED
+        return code
 
 
 def make_folder(folder: Path, what: str) -> None:

@@ -69,6 +69,8 @@ def fill_optimizer(deepspeed: dict[str, Any], arguments: TrainingArguments, expl
             "(optimizer.params.lr): leave one of them out"
         )
     params["lr"] = arguments.learning_rate if stated is None else stated
+    if isinstance(params["lr"], bool) or not isinstance(params["lr"], (int, float)) or params["lr"] <= 0:
+        raise UserError(f"optimizer.params.lr {params['lr']!r} in the DeepSpeed JSON must be a number above 0")
     if block.get("type", "").lower() in ("adam", "adamw"):
         params.setdefault("betas", [0.9, 0.999])
         params.setdefault("eps", 1e-8)

@@ -20,7 +20,8 @@ class LineFile:
     def __init__(self, path: Path, header: str | None, step_of: Callable[[str], int], resumed_step: int) -> None:
         kept = [header] if header else []
         if path.is_file() and resumed_step:
-            for line in path.read_text(encoding="utf-8").split("\n"):
+            # What stands behind the last line end is nothing, or a line that a crash has torn.
+            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
                 if line and line != header and _step_or_none(step_of, line, resumed_step):
                     kept.append(line)
         replace_text(path, "".join(f"{line}\n" for line in kept))
@@ -37,7 +38,7 @@ class LineFile:
 
 
 def _step_or_none(step_of: Callable[[str], int], line: str, last: int) -> bool:
-    """Say whether a line belongs to a step up to `last`; a line torn by a crash is from after the checkpoint."""
+    """Say whether a line belongs to a step up to `last`; one that can't be read belongs to none."""
     try:
         return step_of(line) <= last
     except (ValueError, KeyError, IndexError):

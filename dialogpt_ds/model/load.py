@@ -1,5 +1,6 @@
 """Where a model comes from: a preset, a local folder, or the hub."""
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int) -> 
     Raises:
         UserError: it is nowhere, is no causal language model, or its vocabulary is too small for the shards.
     """
+    if name.startswith("~"):
+        name = str(Path(name).expanduser())
     if name in PRESETS:
         from transformers import GPT2Config
 
@@ -119,9 +122,10 @@ def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
         UserError: the weights do not fit the shape; names the tensors.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    weights = init_checkpoint or source.weights
+    weights = str(Path(init_checkpoint).expanduser()) if init_checkpoint else source.weights
     if weights is None:
         return AutoModelForCausalLM.from_config(source.config, dtype=torch.float32)
     try:
@@ -129,7 +133,7 @@ def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
         model, info = AutoModelForCausalLM.from_pretrained(
             weights, config=source.config, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"the weights in {weights!r} do not fit model {source.name!r}: {error}") from error
     missing = sorted(info["missing_keys"])
     if missing:

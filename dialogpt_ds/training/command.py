@@ -33,11 +33,11 @@ def _train(argv: list[str] | None, world: World) -> int:
         return EXIT_DONE
     check_precision(settings.precision)
     from dialogpt_ds.training.checkpoint import find_checkpoint
-    from dialogpt_ds.training.export import FOLDER
+    from dialogpt_ds.training.export import exported_step
     from dialogpt_ds.training.run import train
 
     found = find_checkpoint(settings)
-    if found is not None and found.step >= arguments.num_optim_steps and (settings.output_dir / FOLDER).is_dir():
+    if found is not None and found.step >= arguments.num_optim_steps and exported_step(settings) == found.step:
         if world.is_first:
             print(f"nothing to do: {found.path} is at step {found.step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
         return EXIT_DONE

@@ -39,6 +39,19 @@ def start_engine(settings: Settings, model: Any) -> Any:
     return engine
 
 
+def take_up_schedule(engine: Any, settings: Settings) -> None:
+    """Let this run's schedule hold after a checkpoint was loaded, whose own rates DeepSpeed has put back.
+
+    The same settings give the same rate to the bit, since it is computed as LambdaLR does: base rate times factor.
+    """
+    scheduler = engine.lr_scheduler
+    scheduler.base_lrs = [settings.learning_rate for _ in scheduler.base_lrs]
+    rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, value in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"], group["initial_lr"] = value, settings.learning_rate
+    scheduler._last_lr = rates
+
+
 def _undo_trial_step(optimizer: Any) -> None:
     """Take back the update with zero gradients that DeepSpeed's ZeRO-0 half-precision optimizers make to allocate their state.
 

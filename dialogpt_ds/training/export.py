@@ -1,5 +1,6 @@
 """A Hugging Face folder of the trained model, compared with the live weights before it is called done."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import torch
 
 from dialogpt_ds.errors import RunError
+from dialogpt_ds.files import replace_text
 from dialogpt_ds.training.settings import Settings
 
 FOLDER = "model"
+ORIGIN = "exported_from.json"
+"""File in the export that says which optimizer step it is of."""
 
 
 def export_model(engine: Any, settings: Settings) -> Path:
@@ -27,10 +31,19 @@ def export_model(engine: Any, settings: Settings) -> Path:
         shutil.rmtree(unfinished, ignore_errors=True)
         _write(weights, settings, unfinished)
         _compare(weights, unfinished)
+        replace_text(unfinished / ORIGIN, json.dumps({"step": engine.global_steps}) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     torch.distributed.barrier()
     return folder
+
+
+def exported_step(settings: Settings) -> int | None:
+    """Return the optimizer step that output_dir/model is of, None where there is no such export."""
+    try:
+        return int(json.loads((settings.output_dir / FOLDER / ORIGIN).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def gather_weights(engine: Any, zero_stage: int, keep: bool) -> dict[str, torch.Tensor]:

@@ -43,7 +43,13 @@ def step_batches(
         RunError: a block can't be read; the message is the reader's own, whatever process it came from.
     """
     steps = _Steps(directory, key, share, position, padding_id)
-    loader = DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers else None,
+    )  # a worker inherits the open shards
     for step in loader:
         if isinstance(step, str):
             raise RunError(step)

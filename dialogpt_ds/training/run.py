@@ -18,7 +18,7 @@ from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.order.position import Position, position_from_state, position_state
 from dialogpt_ds.order.stream import RowStream
 from dialogpt_ds.training.checkpoint import FoundCheckpoint, load_checkpoint, mark_best, save_checkpoint
-from dialogpt_ds.training.engine import StepResult, learning_rate, loss_scale, start_engine, train_step
+from dialogpt_ds.training.engine import StepResult, learning_rate, loss_scale, start_engine, take_up_schedule, train_step
 from dialogpt_ds.training.evaluation import evaluate
 from dialogpt_ds.training.export import export_model
 from dialogpt_ds.training.loader import step_batches
@@ -45,6 +45,7 @@ class TrainingRun:
         self.position = Position()
         if found is not None:
             saved = load_checkpoint(self.engine, found)
+            take_up_schedule(self.engine, settings)
             self.state = ProgressState(**saved["progress"])
             self.position = position_from_state(saved["order"], settings.order_key)
         self.recorder: Recorder | None = None

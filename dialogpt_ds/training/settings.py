@@ -91,13 +91,18 @@ class Settings:
         }
 
     def what_runs(self) -> dict[str, Any]:
-        """Return the content of run_config.yaml: every argument with the value that holds."""
-        return asdict(self.arguments) | {
+        """Return the content of run_config.yaml: every argument with the value that holds.
+
+        What belongs to this start of the run alone is left out, so that `--config run_config.yaml` repeats it.
+        """
+        of_this_start = ("resume", "continue_from", "local_rank", "print_config")
+        return {name: value for name, value in asdict(self.arguments).items() if name not in of_this_start} | {
             "max_seq_length": self.row_length,
             "train_batch_size": self.batch.micro * self.batch.accumulation,
             "gradient_accumulation_steps": self.batch.accumulation,
             "learning_rate": self.learning_rate,
             "fp16": self.precision == "fp16",
+            "loss_scale": self.deepspeed.get("fp16", {}).get("loss_scale", self.arguments.loss_scale),
             "save_step": self.save_step,
             "log_dir": str(self.log_dir),
         }
@@ -188,6 +193,10 @@ def _deepspeed_config(arguments: TrainingArguments) -> tuple[dict[str, Any], lis
     if arguments.deepspeed_config:
         config = copy.deepcopy(read_deepspeed_json(arguments.deepspeed_config))
         check_deepspeed_config(config, arguments.deepspeed_config)
+        if "bfloat16" in config:  # the old name of the same block
+            config["bf16"] = config.pop("bfloat16")
+        if "fp16" not in config and "bf16" not in config:
+            notes.append("no precision in it")
     else:
         config = {"zero_optimization": {"stage": 1}}
     if config.get("gradient_clipping") is None:

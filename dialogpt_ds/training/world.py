@@ -40,6 +40,13 @@ def world_from_environment() -> World:
 
 def check_world(world: World, expected: int | None) -> None:
     """Refuse a world of another size than `--expect_world_size`; raises UserError."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if world.size == 1 and tasks > 1:
+        raise UserError(
+            f"srun started {tasks} tasks, but nothing tells them of each other (RANK and WORLD_SIZE are not set), so each would be a "
+            "run of its own on one --output_dir. Start one task per node with torchrun in it, or set RANK, WORLD_SIZE, LOCAL_RANK, "
+            "MASTER_ADDR and MASTER_PORT from SLURM's variables."
+        )
     if expected is not None and world.size != expected:
         raise UserError(
             f"--expect_world_size {expected}, but {world.size} processes were started: look at the launcher's --num_gpus, "

@@ -63,3 +63,9 @@ def test_the_jsons_rate_holds_and_an_explicit_other_one_is_an_error() -> None:
     assert json["optimizer"]["params"]["weight_decay"] == 0.1
     with pytest.raises(UserError, match=r"--learning_rate 0.01 on the command line, 0.001 in the DeepSpeed JSON"):
         fill_optimizer(json, TrainingArguments(learning_rate=0.01), frozenset({"learning_rate"}))
+
+
+@pytest.mark.parametrize("rate", [0, -1e-3, "x", True])
+def test_a_rate_in_the_json_must_be_a_number_above_0(rate: object) -> None:
+    with pytest.raises(UserError, match=r"optimizer.params.lr .* must be a number above 0"):
+        fill_optimizer({"optimizer": {"type": "Lamb", "params": {"lr": rate}}}, TrainingArguments(), NOTHING)

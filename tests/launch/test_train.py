@@ -122,6 +122,14 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(small_worl
     assert "resumed     from step 3" in second.stdout
     assert train_losses(halved) == train_losses(whole), "bit for bit"
     assert (halved / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+    done = run(deepspeed(2) + options(small_world, halved, config))
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+    changed = run([*deepspeed(2), *options(small_world, halved, config), "--num_optim_steps", "7", "--learning_rate", "5e-4"])
+    assert changed.returncode == 0, changed.stderr
+    last = [json.loads(line) for line in (halved / "metrics.jsonl").read_text().splitlines() if '"lr"' in line][-1]
+    assert (last["step"], last["lr"]) == (7, 5e-4), "the rate that was asked for holds from the first step on"
+    assert json.loads((halved / "model" / "exported_from.json").read_text()) == {"step": 7}
     again = run(python() + options(small_world, halved, config))
     assert again.returncode == 2
     assert "was saved by 2 processes with ZeRO-2 in bf16, this run has 1" in again.stderr

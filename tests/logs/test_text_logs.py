@@ -42,3 +42,9 @@ def test_a_run_from_scratch_starts_new_logs(tmp_path: Path) -> None:
     (tmp_path / "train_log.txt").write_text("old\n")
     TextLogs(tmp_path, resumed_step=0).close()
     assert (tmp_path / "train_log.txt").read_text() == f"{TRAIN_HEADER}\n"
+
+
+def test_a_torn_line_is_dropped_even_where_its_step_looks_small(tmp_path: Path) -> None:
+    (tmp_path / "train_log.txt").write_text(f"{TRAIN_HEADER}\n1,2,2,1.0,2.0,1,1,1.0\n1,25")  # was 1,250,...
+    TextLogs(tmp_path, resumed_step=200).close()
+    assert (tmp_path / "train_log.txt").read_text() == f"{TRAIN_HEADER}\n1,2,2,1.0,2.0,1,1,1.0\n"

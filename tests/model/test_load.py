@@ -61,3 +61,11 @@ def test_missing_tensors_are_named_instead_of_starting_at_random(small_world: tu
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lack 1 tensors of model .*transformer\.h\.1\.attn\.c_attn\.weight"):
         build_model(find_model(str(tmp_path / "model"), 0.0, 256, 257), None)
+
+
+def test_a_truncated_weights_file_is_a_mistake_with_its_name(small_world: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(small_world[0], tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1_000])
+    with pytest.raises(UserError, match=r"the weights in .*model' do not fit"):
+        build_model(find_model(str(tmp_path / "model"), 0.0, 256, 257), None)

@@ -234,3 +234,19 @@ def test_an_output_folder_that_cannot_be_made(small_world: SmallWorld, tmp_path:
     check_fails(
         capsys, arguments(small_world, tmp_path, output_dir=str(tmp_path / "file" / "out")), "--output_dir", "can't be made"
     )
+
+
+def test_tasks_of_srun_that_do_not_know_of_each_other(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    check_fails(capsys, arguments(small_world, tmp_path), "srun started 4 tasks, but nothing tells them of each other")
+
+
+def test_the_old_name_of_bf16_is_bf16(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "old.json"
+    config.write_text('{"bfloat16": {"enabled": true}}')
+    assert main([*arguments(small_world, tmp_path, deepspeed_config=str(config)), "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert '"bf16": {' in printed
+    assert "continue_from" not in printed, "run_config.yaml repeats the run, not this start of it"
