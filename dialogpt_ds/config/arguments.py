@@ -22,8 +22,9 @@ class TrainingArguments:
     """False feeds each token's turn number as its token type, as DialoGPT could."""
 
     # Data
-    train_input_file: str = ""
-    """Shard directory to train on (preprocess/make_shards.py writes them)."""
+    train_input_file: str | list[str] = ""
+    """Shard directory to train on (preprocess/make_shards.py writes them), local or remote (https://, s3://, gs://, hf://,
+    pipe:COMMAND {}), or several with weights, 3:DIR_A,1:DIR_B: three rows of DIR_A for each of DIR_B."""
     eval_input_file: str = ""
     """Shard directory to evaluate on, or a DialoGPT TSV: its training format, or a source and its references per line."""
     normalize_data: bool = True
@@ -34,6 +35,12 @@ class TrainingArguments:
     """Several examples share a row, unseen by each other; False puts each in a row of its own, for comparison."""
     loader_workers: int = 1
     """Processes per rank that prepare batches ahead of the training step; 0 does it in the rank itself."""
+    on_bad_block: Literal["stop", "skip"] = "stop"
+    """Block of examples that can't be read in mid-training: stop all ranks, or leave it out on all ranks and count it."""
+    cache_dir: str = "~/.cache/dialogpt_ds"
+    """Folder on each node for remote shards."""
+    cache_gb: float = 50.0
+    """Gigabytes of remote shards kept there; those used longest ago are deleted."""
     seed: int = 42
     """Seed of the order of the data, of random weights, and of dropout."""
 

@@ -24,7 +24,8 @@ class Recorder:
             name=arguments.wandb_run_name or settings.output_dir.name,
             tags=arguments.wandb_tags,
             folder=settings.output_dir,
-            config=settings.what_runs() | {"deepspeed": settings.deepspeed, "shards": settings.train.manifest.totals},
+            config=settings.what_runs()
+            | {"deepspeed": settings.deepspeed, "shards": {d.name: d.manifest.totals for d in settings.directories}},
             run_id=state.wandb_id,
         )
         self.progress = Progress(arguments.num_optim_steps, state.global_step, arguments.pbar)
@@ -85,7 +86,8 @@ def step_values(
     Args:
         result: what the step gave.
         state: counts after the step.
-        facts: lr, loss_scale, skipped_steps, and the step's rows, tokens, targets and fractional epoch.
+        facts: lr, loss_scale, skipped_steps, skipped_blocks and skipped_examples so far, and the step's rows, tokens, targets and
+            fractional epoch.
         seconds: of the whole step.
         seconds_data: of it, spent waiting for the batch.
         row_length: tokens of a row.
@@ -103,6 +105,8 @@ def step_values(
         "target_tokens_per_second": facts["targets"] / seconds,
         "padding_share": 1.0 - facts["tokens"] / (facts["rows"] * row_length),
         "data_wait_share": seconds_data / seconds,
+        "skipped_blocks": facts["skipped_blocks"],
+        "skipped_examples": facts["skipped_examples"],
         "rows_seen": state.rows_seen,
         "tokens_seen": state.tokens_seen,
         "targets_seen": state.targets_seen,

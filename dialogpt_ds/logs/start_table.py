@@ -10,18 +10,17 @@ def start_table(settings: Settings, num_parameters: int, wandb_mode: str, resume
     """Return the table: model, data, batch arithmetic, schedule peak, precision, ZeRO, output."""
     arguments, batch = settings.arguments, settings.batch
     best_rate, at = peak(arguments.lr_schedule, **settings.schedule_settings())
-    totals = settings.train.manifest.totals
     step_tokens = batch.train * settings.row_length
+    all_tokens = sum(directory.manifest.totals["tokens"] for directory in settings.directories)
     rows: list[tuple[str, Any]] = [
         ("model", f"{settings.model.name}, {num_parameters / 1e6:,.1f} M parameters, dropout {arguments.dropout}"),
-        ("train data", f"{settings.train.folder}: {totals['examples']:,} examples, {totals['tokens']:,} tokens, "
-                       f"{totals['target_tokens']:,} of them targets"),
+        *_data(settings, step_tokens),
         ("evaluation", "none" if settings.evaluation is None else
-         f"{settings.evaluation.folder}: {settings.evaluation.manifest.totals['target_tokens']:,} targets, "
+         f"{settings.evaluation.name}: {settings.evaluation.manifest.totals['target_tokens']:,} targets, "
          f"every {arguments.valid_step:,} steps"),
         ("batch", f"{batch.micro} rows * {batch.accumulation} micro-batches * {batch.world_size} processes = {batch.train} rows "
                   f"of {settings.row_length} = {step_tokens:,} tokens a step"),
-        ("epoch", f"about {max(round(totals['tokens'] / step_tokens), 1):,} steps"),
+        ("epoch", f"about {max(round(all_tokens / step_tokens), 1):,} steps"),
         ("schedule", f"{arguments.lr_schedule}, peak rate {best_rate:.3e} at step {at:,}, {arguments.num_optim_steps:,} steps in all"),
         ("precision", settings.precision),
         ("DeepSpeed", f"ZeRO-{settings.zero_stage}, {arguments.deepspeed_config or BUILT_IN}"
@@ -33,3 +32,20 @@ def start_table(settings: Settings, num_parameters: int, wandb_mode: str, resume
         rows.append(("resumed", f"from step {resumed_step:,}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _data(settings: Settings, step_tokens: int) -> list[tuple[str, str]]:
+    """Return a line for each shard directory; of a mixture with its share of the rows and how long it lasts."""
+    lines: list[tuple[str, str]] = []
+    shares = sum(source.weight for source in settings.sources)
+    for source, directory in zip(settings.sources, settings.directories, strict=True):
+        totals = directory.manifest.totals
+        text = (
+            f"{directory.name}: {totals['examples']:,} examples, {totals['tokens']:,} tokens, "
+            f"{totals['target_tokens']:,} of them targets"
+        )
+        if len(settings.sources) > 1:
+            steps = max(round(totals["tokens"] * shares / (source.weight * step_tokens)), 1)
+            text += f"; {source.weight} of {shares} rows, all seen after about {steps:,} steps"
+        lines.append(("train data" if not lines else "", text))
+    return lines

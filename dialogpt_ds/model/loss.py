@@ -22,7 +22,7 @@ def to_tensors(micro_batch: MicroBatch, device: torch.device | str, turn_ids: bo
     }
     if turn_ids:
         arrays["token_type_ids"] = micro_batch.turn_ids
-    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+    return {name: torch.as_tensor(array).to(device, non_blocking=True) for name, array in arrays.items()}
 
 
 class TargetLoss(nn.Module):

@@ -1,12 +1,13 @@
 """From rows to the arrays a rank trains on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from dialogpt_ds.order.position import Position
-from dialogpt_ds.order.stream import GlobalBatch, RowStream, Segment
-from dialogpt_ds.order.windows import WindowTokens
+from dialogpt_ds.order.mixture import GlobalBatch, MixturePosition
+from dialogpt_ds.order.ranges import ranges
+from dialogpt_ds.order.stream import Rows, Segment
 
 IGNORED_LABEL = -100
 TARGETS_MULTIPLE = 128
@@ -30,6 +31,13 @@ class MicroBatch:
     weights: np.ndarray
     """[targets] float32, each target's weight; 0 beyond the real ones."""
 
+    def pin_memory(self) -> "MicroBatch":
+        """Return the same in page-locked memory, from which a GPU copies while it computes; the arrays are torch tensors then."""
+        import torch
+
+        pinned: dict[str, Any] = {name: torch.from_numpy(array).pin_memory() for name, array in vars(self).items()}
+        return MicroBatch(**pinned)
+
 
 @dataclass(frozen=True, eq=False)
 class RankStep:
@@ -45,7 +53,13 @@ class RankStep:
     epoch: int
     """Of the step's last row, from 0."""
     fractional_epoch: float
-    position_after: Position
+    source_epochs: tuple[float, ...]
+    """Epochs done of each shard directory of a mixture."""
+    position_after: MixturePosition
+
+    def pin_memory(self) -> "RankStep":
+        """Return the same with its micro-batches in page-locked memory; DataLoader calls this."""
+        return replace(self, micro_batches=[micro_batch.pin_memory() for micro_batch in self.micro_batches])
 
 
 @dataclass(frozen=True)
@@ -74,38 +88,35 @@ class Share:
         return range(start, start + self.micro)
 
 
-def rank_step(stream: RowStream, batch: GlobalBatch, share: Share, padding_id: int) -> RankStep:
-    """Make the arrays of one rank's share of a global batch."""
-    rows = list(batch.rows())
+def rank_step(batch: GlobalBatch, share: Share, row_length: int, padding_id: int) -> RankStep:
+    """Make the arrays of one rank's share of a global batch; raises BadBlocksError."""
+    rows = batch.rows
     return RankStep(
-        micro_batches=[
-            make_micro_batch(stream, [rows[i] for i in share.rows(number)], padding_id) for number in range(share.accumulation)
-        ],
-        weight_sum=batch.weight_sum,
-        num_rows=batch.num_rows,
-        num_tokens=batch.num_tokens,
-        num_targets=batch.num_targets,
-        num_examples=batch.num_examples,
+        micro_batches=[make_micro_batch(rows, share.rows(number), row_length, padding_id) for number in range(share.accumulation)],
+        weight_sum=rows.weight_sum,
+        num_rows=rows.num_rows,
+        num_tokens=rows.num_tokens,
+        num_targets=rows.num_targets,
+        num_examples=rows.num_examples,
         epoch=batch.epoch,
         fractional_epoch=batch.fractional_epoch,
+        source_epochs=batch.source_epochs,
         position_after=batch.position_after,
     )
 
 
-def make_micro_batch(stream: RowStream, rows: list[tuple[Segment, int]], padding_id: int) -> MicroBatch:
-    """Lay rows out as arrays. An empty list of rows is not allowed; missing rows are made by `padding_rows`."""
-    length = stream.key.row_length
-    arrays = _empty(len(rows), length, padding_id)
-    weights = np.zeros((len(rows), length), np.float32)
-    first = 0
-    while first < len(rows):
-        segment = rows[first][0]
-        last = first
-        while last < len(rows) and rows[last][0] is segment:
-            last += 1
-        numbers = np.array([number for _, number in rows[first:last]])
-        _lay_out(stream.content(segment), segment, numbers, arrays, weights, first)
-        first = last
+def make_micro_batch(rows: Rows, wanted: range, row_length: int, padding_id: int) -> MicroBatch:
+    """Lay the `wanted` ones of `rows` out as arrays; raises BadBlocksError.
+
+    An empty range is not allowed; missing rows are made by `padding_rows`.
+    """
+    arrays = _empty(len(wanted), row_length, padding_id)
+    weights = np.zeros((len(wanted), row_length), np.float32)
+    chosen = slice(wanted.start, wanted.stop)
+    segment_of, number_of = rows.segment_of[chosen], rows.number_of[chosen]
+    for segment in np.unique(segment_of):
+        places = np.flatnonzero(segment_of == segment)
+        _lay_out(rows.segments[segment], number_of[places], places, arrays, weights)
     return _with_targets(arrays, weights)
 
 
@@ -120,36 +131,35 @@ def _empty(num_rows: int, length: int, padding_id: int) -> tuple[np.ndarray, np.
 
 
 def _lay_out(
-    content: WindowTokens,
     segment: Segment,
     numbers: np.ndarray,
+    places: np.ndarray,
     arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
     weights: np.ndarray,
-    first_row: int,
 ) -> None:
-    """Copy the rows `numbers` of one window to the rows from `first_row` on.
+    """Copy the rows `numbers` of a window to the rows `places` of the arrays.
 
-    Everything is flat: example e of length n goes from content[s:s + n] to the flattened rows at d. With lengths 3 and 2,
+    Everything is flat: example e of length n goes from content[s:s + n] to the flattened rows from d on. With lengths 3 and 2,
     `within` is 0 1 2 0 1, and source and destination are s and d repeated n times, plus `within`.
     """
     input_ids, position_ids, turn_ids = arrays
     length = input_ids.shape[1]
-    packing = segment.window.packing
+    content, packing = segment.content(), segment.window.packing
     widths = packing.starts[numbers + 1] - packing.starts[numbers]
-    picked = np.repeat(packing.starts[numbers] - (np.cumsum(widths) - widths), widths) + np.arange(widths.sum())
-    examples = packing.examples[picked]
+    examples = packing.examples[ranges(packing.starts[numbers], widths)]
     sizes = content.starts[examples + 1] - content.starts[examples]
     before = np.cumsum(sizes) - sizes
-    row_of = np.repeat(np.arange(len(numbers)), widths)
     row_begins = before[np.cumsum(widths) - widths]
-    within = np.arange(sizes.sum()) - np.repeat(before, sizes)
-    source = np.repeat(content.starts[examples], sizes) + within
-    place = np.repeat((first_row + row_of) * length + before - row_begins[row_of], sizes) + within
+    source = ranges(content.starts[examples], sizes)
+    place = ranges(np.repeat(places * length - row_begins, widths) + before, sizes)
+    num_turns = content.turn_starts[examples + 1] - content.turn_starts[examples]
+    turns = ranges(content.turn_starts[examples], num_turns)
+    turn_lengths = content.turn_lengths[turns]
     input_ids.ravel()[place] = content.tokens[source]
-    position_ids.ravel()[place] = within
-    turn_ids.ravel()[place] = content.turns[source]
-    weights.ravel()[place] = content.weights[source]
-    for row, number in enumerate(numbers, start=first_row):
+    position_ids.ravel()[place] = ranges(np.zeros_like(sizes), sizes)
+    turn_ids.ravel()[place] = np.repeat(ranges(np.zeros_like(num_turns), num_turns), turn_lengths)
+    weights.ravel()[place] = np.repeat(content.turn_weights[turns], turn_lengths)
+    for row, number in zip(places, numbers, strict=True):
         used = int(segment.window.row_tokens[number])
         position_ids[row, used:] = np.arange(length - used)
 

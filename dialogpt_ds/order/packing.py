@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dialogpt_ds.order.ranges import ranges
+
 
 @dataclass(frozen=True, eq=False)
 class Packing:
@@ -25,11 +27,9 @@ class Packing:
         return np.add.reduceat(per_example[self.examples], self.starts[:-1]) if self.num_rows else per_example[:0]
 
     def reordered(self, rows: np.ndarray) -> "Packing":
-        """Return the same rows in the order `rows`."""
+        """Return the rows `rows` of this packing, in that order; a row may stand there several times."""
         widths = np.diff(self.starts)[rows]
-        starts = np.concatenate([[0], np.cumsum(widths)])
-        source = np.repeat(self.starts[:-1][rows] - starts[:-1], widths) + np.arange(starts[-1])
-        return Packing(starts, self.examples[source])
+        return Packing(np.concatenate([[0], np.cumsum(widths)]), self.examples[ranges(self.starts[rows], widths)])
 
 
 def pack(lengths: np.ndarray, row_length: int) -> Packing:

@@ -1,12 +1,12 @@
-"""The endless stream of rows, cut into global batches: the same for any number of ranks."""
+"""The endless stream of rows of one shard directory, cut into batches: the same for any number of ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dialogpt_ds.errors import UserError
-from dialogpt_ds.order.position import OrderKey, Position
+from dialogpt_ds.errors import RunError, UserError
+from dialogpt_ds.order.position import OrderKey, Position, SkippedBlock
 from dialogpt_ds.order.windows import EpochPlan, Window, WindowTokens
 from dialogpt_ds.shards.reader import ShardDirectory
 
@@ -26,19 +26,32 @@ class Segment:
         """Return the sum of a [rows] array over the segment's rows."""
         return float(per_row[self.start : self.stop].sum())
 
+    def content(self) -> WindowTokens:
+        """Return the tokens of the window that the segment lies in; raises BadBlocksError."""
+        return self.plan.content(self.number, self.window)
+
 
 @dataclass(frozen=True, eq=False)
-class GlobalBatch:
-    """The rows of one optimizer step over all ranks, and what is true of them as a whole."""
+class Rows:
+    """Rows that follow each other in training, and what is true of them as a whole."""
 
     segments: list[Segment]
-    position_after: Position
-    """The next row after this batch."""
+    segment_of: np.ndarray
+    """[rows] which of `segments` each row lies in."""
+    number_of: np.ndarray
+    """[rows] each row's number in its window."""
+
+    @classmethod
+    def of(cls, segments: list[Segment]) -> "Rows":
+        """Take the rows of segments, one segment behind the other."""
+        sizes = [segment.stop - segment.start for segment in segments]
+        numbers = [np.arange(segment.start, segment.stop) for segment in segments]
+        return cls(segments, np.repeat(np.arange(len(segments)), sizes), np.concatenate(numbers))
 
     @property
     def num_rows(self) -> int:
         """Number of rows."""
-        return sum(segment.stop - segment.start for segment in self.segments)
+        return len(self.number_of)
 
     @property
     def num_tokens(self) -> int:
@@ -60,80 +73,102 @@ class GlobalBatch:
         """Number of examples."""
         return int(sum(s.sum_of(s.window.row_examples) for s in self.segments))
 
-    @property
-    def epoch(self) -> int:
-        """Epoch of the last row, from 0."""
-        return self.segments[-1].plan.epoch
-
-    @property
-    def fractional_epoch(self) -> float:
-        """Epochs done after this batch, counted in examples."""
-        last = self.segments[-1]
-        done = last.plan.examples_before(last.number) + int(last.window.row_examples[: last.stop].sum())
-        return last.plan.epoch + done / last.plan.examples_before(last.plan.num_windows)
-
-    def rows(self) -> Iterator[tuple[Segment, int]]:
+    def __iter__(self) -> Iterator[tuple[Segment, int]]:
         """Yield each row as its segment and its number in the window."""
-        for segment in self.segments:
-            for row in range(segment.start, segment.stop):
-                yield segment, row
+        for segment, number in zip(self.segment_of, self.number_of, strict=True):
+            yield self.segments[segment], int(number)
 
 
 class RowStream:
-    """Rows of a shard directory, epoch after epoch. A pure function of its key: any position can be entered at once."""
+    """Rows of a shard directory, epoch after epoch. A pure function of its key and what is skipped: any position can be entered at once."""
 
-    def __init__(self, directory: ShardDirectory, key: OrderKey) -> None:
+    def __init__(self, directory: ShardDirectory, key: OrderKey, skipped: Sequence[SkippedBlock] = (), source: int = 0) -> None:
         self.directory = directory
         self.key = key
+        self.skipped = list(skipped)
+        self.source = source
         self._plan: EpochPlan | None = None
         self._windows: dict[tuple[int, int], Window] = {}
-        self._content: tuple[tuple[int, int], WindowTokens] | None = None
 
-    def batch(self, position: Position, num_rows: int) -> GlobalBatch:
-        """Return the `num_rows` rows from `position` on; they run on over windows and epochs."""
+    @property
+    def num_examples(self) -> int:
+        """Examples of an epoch."""
+        return self.directory.manifest.totals["examples"]
+
+    def rows(self, position: Position, num_rows: int) -> tuple[Rows, Position]:
+        """Return the `num_rows` rows from `position` on, and the position after them; rows run on over windows and epochs.
+
+        Raises:
+            BadBlocksError: blocks whose small members can't be read.
+            RunError: nothing is left of the directory.
+        """
         segments = []
+        started = position.epoch
         while num_rows > 0:
             plan, window = self._window(position)
             stop = min(position.row + num_rows, window.num_rows)
-            segments.append(Segment(plan, position.window, window, position.row, stop))
-            num_rows -= stop - position.row
-            position = self._advance(plan, window, position, stop)
-        return GlobalBatch(segments, position)
+            if stop > position.row:
+                segments.append(Segment(plan, position.window, window, position.row, stop))
+                num_rows -= stop - position.row
+                started = position.epoch
+            elif position.epoch > started + 1:
+                raise RunError(f"{self.directory.name}: no block of it can be read any more")
+            position = self._advance(plan, window, position, max(stop, position.row))
+        return Rows.of(segments), position
 
-    def check_size(self, global_rows: int, what: str) -> None:
-        """Refuse a corpus with fewer rows than one global batch.
+    def window_rows(self, epoch: int, window: int) -> int:
+        """Return the number of rows of a window; raises BadBlocksError."""
+        return self._window(Position(epoch, window))[1].num_rows
+
+    def num_windows(self) -> int:
+        """Return the number of windows of an epoch."""
+        return -(-self.directory.num_blocks // self.key.window_blocks)
+
+    def examples_before(self, position: Position) -> int:
+        """Return how many examples come before a position, counted over epochs.
+
+        Examples of skipped blocks count as passed with their window, so that an epoch keeps its length. Raises BadBlocksError.
+        """
+        plan = self._epoch(position.epoch)
+        before = plan.examples_before(position.window)
+        if position.row:
+            window = self._window(position)[1]
+            share = (int(window.row_examples[: position.row].sum()), int(window.row_examples.sum()))
+            before += share[0] * (plan.examples_before(position.window + 1) - before) // max(share[1], 1)
+        return position.epoch * self.num_examples + before
+
+    def check_size(self, num_rows: int, what: str) -> None:
+        """Refuse a directory of which one epoch has fewer rows than one optimizer step takes from it.
 
         Raises:
             UserError: names both numbers and the way out.
         """
+        if self.directory.manifest.totals["tokens"] >= num_rows * self.key.row_length:
+            return  # rows can't be fuller than full
         rows = 0
-        plan = EpochPlan(self.directory, self.key, 0)
-        for number in range(plan.num_windows):
-            rows += plan.window(number).num_rows
-            if rows >= global_rows:
+        for number in range(self.num_windows()):
+            rows += self.window_rows(0, number)
+            if rows >= num_rows:
                 return
         raise UserError(
-            f"{what} {str(self.directory.folder)!r} gives {rows:,} rows of {self.key.row_length} tokens, fewer than the "
-            f"{global_rows:,} rows of one optimizer step over all ranks. Lower train_batch_size to at most {rows:,} rows in all, "
-            "use fewer GPUs, or bring more data."
+            f"{what} {self.directory.name!r} gives {rows:,} rows of {self.key.row_length} tokens, fewer than the "
+            f"{num_rows:,} rows that one optimizer step over all ranks takes from it. Lower train_batch_size so that it takes at most "
+            f"{rows:,}, use fewer GPUs, or bring more data."
         )
 
-    def content(self, segment: Segment) -> WindowTokens:
-        """Return the tokens of the window that a segment lies in; the last one is kept."""
-        place = (segment.plan.epoch, segment.number)
-        if self._content is None or self._content[0] != place:
-            self._content = (place, segment.plan.content(segment.window))
-        return self._content[1]
+    def _epoch(self, epoch: int) -> EpochPlan:
+        if self._plan is None or self._plan.epoch != epoch:
+            self._plan = EpochPlan(self.directory, self.key, epoch, self.skipped, self.source)
+        return self._plan
 
     def _window(self, position: Position) -> tuple[EpochPlan, Window]:
-        if self._plan is None or self._plan.epoch != position.epoch:
-            self._plan = EpochPlan(self.directory, self.key, position.epoch)
+        plan = self._epoch(position.epoch)
         place = (position.epoch, position.window)
         if place not in self._windows:
             if len(self._windows) >= 2:
                 self._windows.pop(next(iter(self._windows)))
-            self._windows[place] = self._plan.window(position.window)
-        return self._plan, self._windows[place]
+            self._windows[place] = plan.window(position.window)
+        return plan, self._windows[place]
 
     @staticmethod
     def _advance(plan: EpochPlan, window: Window, position: Position, stop: int) -> Position:

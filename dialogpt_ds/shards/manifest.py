@@ -64,8 +64,11 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json by rename; until then the directory is an unfinished one."""
-        text = json.dumps(self.content() | {"fingerprint": self.fingerprint}, indent=2, ensure_ascii=False)
-        replace_text(folder / MANIFEST, text + "\n")
+        replace_text(folder / MANIFEST, self.to_text())
+
+    def to_text(self) -> str:
+        """Return the content of manifest.json."""
+        return json.dumps(self.content() | {"fingerprint": self.fingerprint}, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_manifest(path: str, what: str) -> Manifest:
@@ -78,8 +81,13 @@ def read_manifest(path: str, what: str) -> Manifest:
     file = folder / MANIFEST
     if not file.is_file():
         raise UserError(f"{what} {path!r} has no {MANIFEST}: {_why_no_manifest(folder)}")
+    return parse_manifest(file.read_bytes(), str(file))
+
+
+def parse_manifest(text: bytes, file: str) -> Manifest:
+    """Check the content of the manifest `file`; raises UserError as `read_manifest` does."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(text.decode("utf-8"))
         version = (content.pop("format"), content.pop("format_version"))
         fingerprint = content.pop("fingerprint")
         if version != (FORMAT, FORMAT_VERSION):
@@ -135,13 +143,13 @@ class Index:
             np.savez(file, **vars(self))
 
 
-def read_index(path: str, manifest: Manifest) -> Index:
+def read_index(folder: Path, manifest: Manifest) -> Index:
     """Read the index that belongs to `manifest`.
 
     Raises:
         UserError: it is missing or is not the one the manifest was written with.
     """
-    file = Path(path).expanduser() / INDEX
+    file = folder / INDEX
     if not file.is_file():
         raise UserError(f"{file} is missing: the shard directory is damaged, copy or make it again")
     found = sha256_of_file(file)

@@ -4,16 +4,18 @@ import mmap
 import tarfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dialogpt_ds.errors import RunError, UserError
-from dialogpt_ds.shards.blocks import MEMBERS, SMALL_MEMBERS, Block, Shape, array_from_npy
-from dialogpt_ds.shards.manifest import Index, Manifest, read_index, read_manifest
+from dialogpt_ds.shards.blocks import MEMBERS, SMALL_MEMBERS, Block, Shape, array_from_npy, smallest_dtype
+from dialogpt_ds.shards.cache import CacheSettings, LostShardError, ShardCache
+from dialogpt_ds.shards.manifest import MANIFEST, Index, Manifest, parse_manifest, read_index, read_manifest
+from dialogpt_ds.shards.remote import FetchError, address, is_remote, read_small
 
-OPEN_SHARDS = 64
+OPEN_SHARDS = 16
 """Shards that stay mapped at once; a window draws from a few."""
 HEADER = 512
 """Bytes of a tar header; content is padded to a multiple of it."""
@@ -24,23 +26,28 @@ class DamagedShardError(RunError):
 
 
 class ShardDirectory:
-    """A finished shard directory, opened for random access. Nothing is unpacked or copied."""
+    """A finished shard directory, opened for random access. Nothing is unpacked; only remote shards are copied, to a cache."""
 
-    def __init__(self, folder: Path, manifest: Manifest, index: Index) -> None:
+    def __init__(self, name: str, folder: Path, manifest: Manifest, index: Index, cache: ShardCache | None = None) -> None:
+        self.name = name
+        """As it was given: a path or a remote address."""
         self.folder = folder
+        """Where manifest, index, tokenizer and (for a remote directory, some) shards lie on this machine."""
         self.manifest = manifest
         self.index = index
+        self.cache = cache
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
 
     @classmethod
-    def open(cls, path: str, what: str) -> "ShardDirectory":
-        """Open the shard directory `path`, named by the option `what`.
+    def open(cls, path: str, what: str, cache: CacheSettings | None = None) -> "ShardDirectory":
+        """Open the shard directory `path`, named by the option `what`; `cache` says where shards of a remote one are kept.
 
         Raises:
             UserError: it is missing, unfinished or damaged as far as a look at file sizes can tell.
         """
-        if "://" in path:
-            raise UserError(f"{what} {path!r} is remote: this version reads local folders, so copy the shards to one")
+        if is_remote(path):
+            return cls._open_remote(path, what, cache)
+        path = path.removeprefix("file://")
         manifest = read_manifest(path, what)
         folder = Path(path).expanduser()
         for shard in manifest.shardlist:
@@ -52,7 +59,35 @@ class ShardDirectory:
                     f"{what} {path!r}: {shard.url} has {file.stat().st_size:,} bytes, the manifest says {shard.filesize:,}: "
                     "the copy is incomplete or altered; copy or make it again"
                 )
-        return cls(folder, manifest, read_index(path, manifest))
+        return cls(path, folder, manifest, read_index(folder, manifest))
+
+    @classmethod
+    def _open_remote(cls, url: str, what: str, settings: CacheSettings | None) -> "ShardDirectory":
+        if settings is None:
+            raise UserError(f"{what} {url!r} is remote, and this command reads local folders: copy it here")
+        try:
+            manifest = parse_manifest(read_small(url, MANIFEST), address(url, MANIFEST))
+            cache = ShardCache(url, manifest, settings)
+            cache.open_directory()
+        except FetchError as error:
+            raise UserError(f"{what} {url!r}: {error}. Is it a shard directory that this machine may read?") from error
+        except OSError as error:
+            raise UserError(f"--cache_dir {str(settings.folder)!r} can't be written to: {error}") from error
+        return cls(url, cache.folder, manifest, read_index(cache.folder, manifest), cache)
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """Type of stored tokens."""
+        return smallest_dtype(self.manifest.vocab_size)
+
+    def largest_shards(self, number: int) -> int:
+        """Return how many bytes the `number` largest shards have."""
+        return sum(sorted((shard.filesize for shard in self.manifest.shardlist), reverse=True)[:number])
+
+    def fetch_ahead(self, shards: Iterable[int]) -> None:
+        """Bring remote shards in the background; local ones are where they are."""
+        if self.cache is not None:
+            self.cache.fetch_ahead(shards)
 
     @property
     def num_blocks(self) -> int:
@@ -104,12 +139,15 @@ class ShardDirectory:
 
     def _map(self, block: int) -> mmap.mmap:
         shard = int(self.index.shard[block])
-        if shard in self._maps:
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
         try:
-            with open(self.folder / self.manifest.shardlist[shard].url, "rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            file = self._file(shard)
+            if shard in self._maps:
+                self._maps.move_to_end(shard)
+                return self._maps[shard]
+            with open(file, "rb") as opened:
+                self._maps[shard] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        except LostShardError as error:
+            raise DamagedShardError(f"{self._place(block)}: {error}") from error
         except (OSError, ValueError) as error:
             raise DamagedShardError(f"{self._place(block)} can't be opened: {error}; is the disk still there?") from error
         if len(self._maps) > OPEN_SHARDS:
@@ -117,5 +155,17 @@ class ShardDirectory:
             self._maps.popitem(last=False)
         return self._maps[shard]
 
+    def _file(self, shard: int) -> Path:
+        """Return a shard's file. Reading a map beyond the end of its file would kill the process, so a local one is looked at each time."""
+        entry = self.manifest.shardlist[shard]
+        if self.cache is not None:
+            return self.folder / entry.url if shard in self._maps else self.cache.file(shard)
+        file = self.folder / entry.url
+        size = file.stat().st_size
+        if size != entry.filesize:
+            raise ValueError(f"it has {size:,} bytes, expected {entry.filesize:,}")
+        return file
+
     def _place(self, block: int) -> str:
-        return f"shard {self.folder / self.manifest.shardlist[int(self.index.shard[block])].url}, block {block}"
+        entry = self.manifest.shardlist[int(self.index.shard[block])]
+        return f"shard {self.folder / entry.url if self.cache is None else address(self.name, entry.url)}, block {block}"

@@ -10,7 +10,7 @@ import torch
 
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.files import replace_text, sha256_of_file, sync_folder
-from dialogpt_ds.order.position import position_from_state
+from dialogpt_ds.order.mixture import position_from_state
 from dialogpt_ds.training.settings import Settings
 
 FOLDER = "checkpoints"

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
+from dialogpt_ds.errors import RunError
 from dialogpt_ds.model.loss import to_tensors
-from dialogpt_ds.order.batches import MicroBatch, make_micro_batch, padding_rows
+from dialogpt_ds.order.batches import make_micro_batch, padding_rows
 from dialogpt_ds.order.position import Position
-from dialogpt_ds.order.stream import RowStream
+from dialogpt_ds.order.stream import Rows, RowStream
+from dialogpt_ds.training.agreement import all_reports
 from dialogpt_ds.training.progress_state import perplexity
 from dialogpt_ds.training.world import World
 
@@ -33,20 +35,28 @@ def evaluate(
     """Evaluate on all rows of one epoch of `stream`. Collective: every rank must call.
 
     All ranks run the same number of forward passes, since ZeRO-3 gathers weights in each; a rank without rows left runs on padding.
+
+    Raises:
+        RunError: on every rank, where one can't read a block; a figure without it could not be compared with the others.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     was_training = engine.training
     engine.eval()
     try:
         with torch.no_grad():
-            position = Position()
-            while position.epoch == 0:
-                whole = stream.batch(position, 1).segments[0].window.num_rows
-                for start in range(0, whole, rows_per_rank * world.size):
-                    batch = _share(stream, Position(0, position.window, start), world, rows_per_rank, whole, padding_id)
+            for window in range(stream.num_windows()):
+                rows = _rows_of_window(stream, window, device)
+                for start in range(0, rows.num_rows, rows_per_rank * world.size):
+                    first = start + world.rank * rows_per_rank
+                    mine = range(min(first, rows.num_rows), min(first + rows_per_rank, rows.num_rows))
+                    length = stream.key.row_length
+                    batch = (
+                        make_micro_batch(rows, mine, length, padding_id)
+                        if mine
+                        else padding_rows(rows_per_rank, length, padding_id)
+                    )
                     _, nll = engine(**to_tensors(batch, device, turn_ids))
                     sums += torch.stack([nll.double(), torch.as_tensor(batch.labels >= 0, device=device).sum().double()])
-                position = stream.batch(Position(0, position.window, 0), whole).position_after
     finally:
         engine.train(was_training)
     torch.distributed.all_reduce(sums)
@@ -54,10 +64,16 @@ def evaluate(
     return Evaluation(nll_sum / count, int(count))
 
 
-def _share(stream: RowStream, position: Position, world: World, rows_per_rank: int, whole: int, padding_id: int) -> MicroBatch:
-    """Return this rank's rows of the `rows_per_rank` * world rows from `position` on in a window of `whole` rows."""
-    batch = stream.batch(position, min(rows_per_rank * world.size, whole - position.row))
-    rows = list(batch.rows())[world.rank * rows_per_rank : (world.rank + 1) * rows_per_rank]
-    if not rows:
-        return padding_rows(rows_per_rank, stream.key.row_length, padding_id)
-    return make_micro_batch(stream, rows, padding_id)
+def _rows_of_window(stream: RowStream, window: int, device: Any) -> Rows:
+    """Plan and read a window; if one rank can't, all raise RunError. Collective: every rank must call."""
+    rows, failure = None, None
+    try:
+        rows, _ = stream.rows(Position(0, window), stream.window_rows(0, window))
+        rows.segments[0].content()  # read now, where all ranks can agree on it; the plan keeps it
+    except (RunError, OSError) as error:
+        failure = f"evaluation: {error}"
+    failures = all_reports(failure, device)
+    if failures:
+        raise RunError(failures[0])
+    assert rows is not None
+    return rows

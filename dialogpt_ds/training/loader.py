@@ -1,56 +1,86 @@
 """Batches ready before the step asks: a worker process plans and lays out rows while the rank computes."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.order.batches import RankStep, Share, rank_step
-from dialogpt_ds.order.position import OrderKey, Position
-from dialogpt_ds.order.stream import RowStream
+from dialogpt_ds.order.mixture import Mixture, MixtureKey, MixturePosition
+from dialogpt_ds.order.windows import BadBlock, BadBlocksError
 from dialogpt_ds.shards.reader import ShardDirectory
 
+STEPS_AHEAD = 4
+"""Optimizer steps that each worker holds ready."""
 
-class _Steps(IterableDataset[RankStep | str]):
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a rank has no batch for a step; takes the place of the step, so that all ranks can agree on what to do."""
+
+    message: str
+    bad_blocks: tuple[BadBlock, ...] = ()
+    """Blocks that can't be read, where that is the reason."""
+
+
+class _Steps(IterableDataset[RankStep | Failure]):
     """A rank's share of every optimizer step from a position on. Of n workers, worker k makes the steps k, k + n, k + 2n, ..."""
 
-    def __init__(self, directory: ShardDirectory, key: OrderKey, share: Share, position: Position, padding_id: int) -> None:
-        self.directory, self.key, self.share = directory, key, share
+    def __init__(
+        self, directories: Sequence[ShardDirectory], key: MixtureKey, share: Share, position: MixturePosition, padding_id: int
+    ) -> None:
+        self.directories, self.key, self.share = directories, key, share
         self.position, self.padding_id = position, padding_id
 
-    def __iter__(self) -> Iterator[RankStep | str]:
+    def __iter__(self) -> Iterator[RankStep | Failure]:
         info = get_worker_info()
         mine, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        stream = RowStream(self.directory, self.key)
+        stream = Mixture(self.directories, self.key, self.position.skipped)
         position = self.position
         try:
             for step in itertools.count():
                 batch = stream.batch(position, self.share.global_rows)
                 position = batch.position_after
                 if step % workers == mine:
-                    yield rank_step(stream, batch, self.share, self.padding_id)
-        except RunError as error:
-            yield str(error)
+                    yield rank_step(batch, self.share, stream.row_length, self.padding_id)
+        except BadBlocksError as error:
+            yield Failure(str(error), tuple(error.blocks))
+        except (RunError, OSError) as error:
+            yield Failure(str(error))
 
 
 def step_batches(
-    directory: ShardDirectory, key: OrderKey, share: Share, position: Position, padding_id: int, workers: int
-) -> Iterator[RankStep]:
-    """Yield this rank's share of one optimizer step after the other, without end.
+    directories: Sequence[ShardDirectory],
+    key: MixtureKey,
+    share: Share,
+    position: MixturePosition,
+    padding_id: int,
+    workers: int,
+) -> Iterator[RankStep | Failure]:
+    """Yield this rank's share of one optimizer step after the other, without end, or the reason why there is none.
 
-    Raises:
-        RunError: a block can't be read; the message is the reader's own, whatever process it came from.
+    Args:
+        directories: shard directories, one for each source of `key`.
+        key: of the order.
+        share: this rank's rows of a global batch.
+        position: the first row.
+        padding_id: token that fills rows up.
+        workers: processes that prepare batches; 0 does it here.
     """
-    steps = _Steps(directory, key, share, position, padding_id)
     loader = DataLoader(
-        steps,
+        _Steps(directories, key, share, position, padding_id),
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context="fork" if workers else None,
-    )  # a worker inherits the open shards
-    for step in loader:
-        if isinstance(step, str):
-            raise RunError(step)
-        yield step
+        prefetch_factor=STEPS_AHEAD if workers else None,
+        multiprocessing_context="fork" if workers else None,  # a worker inherits the open shards
+        pin_memory=torch.accelerator.is_available(),  # a copy to the device then needs no stop
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:  # torch's word for a worker that was killed
+        yield Failure(
+            f"a data loading process ended: {error}. Was it killed for want of memory? --loader_workers 0 needs the least."
+        )

@@ -3,25 +3,25 @@
 import json
 import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import yaml
 
 from dialogpt_ds.errors import EXIT_DONE, RunError
-from dialogpt_ds.files import replace_text
+from dialogpt_ds.files import replace_text, sha256_of_json
 from dialogpt_ds.logs.recorder import Recorder, step_values
 from dialogpt_ds.logs.start_table import start_table
 from dialogpt_ds.model.load import build_model
 from dialogpt_ds.order.batches import RankStep
-from dialogpt_ds.order.position import Position, position_from_state, position_state
+from dialogpt_ds.order.mixture import MixturePosition, order_state, position_from_state
 from dialogpt_ds.order.stream import RowStream
+from dialogpt_ds.training.agreement import different_from_first
 from dialogpt_ds.training.checkpoint import FoundCheckpoint, load_checkpoint, mark_best, save_checkpoint
+from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.engine import StepResult, learning_rate, loss_scale, start_engine, take_up_schedule, train_step
 from dialogpt_ds.training.evaluation import evaluate
 from dialogpt_ds.training.export import export_model
-from dialogpt_ds.training.loader import step_batches
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.settings import Settings, order_key
 from dialogpt_ds.training.world import join_world, leave_world
@@ -39,15 +39,17 @@ class TrainingRun:
         # Weights that don't fit are a mistake, and mistakes are said before the ranks come together.
         model = build_model(settings.model, self.arguments.init_checkpoint or None)
         self.device = join_world(self.world)
+        check_same_run(settings, found)
         self.num_parameters = sum(p.numel() for p in model.parameters())
         self.engine = start_engine(settings, model)
         self.state = ProgressState()
-        self.position = Position()
+        position = MixturePosition.start(len(settings.directories))
         if found is not None:
             saved = load_checkpoint(self.engine, found)
             take_up_schedule(self.engine, settings)
             self.state = ProgressState(**saved["progress"])
-            self.position = position_from_state(saved["order"], settings.order_key)
+            position = position_from_state(saved["order"], settings.order_key)
+        self.data = TrainingData(settings, position, self.device)
         self.recorder: Recorder | None = None
 
     @property
@@ -62,34 +64,29 @@ class TrainingRun:
             self.state.wandb_id = self.recorder.wandb.run_id
             self._write_what_runs()
             self.recorder.say(start_table(self.settings, self.num_parameters, self.recorder.wandb.mode, self.state.global_step))
-        batches = self._batches() if self.steps_left else iter(())
         for _ in range(self.steps_left):
-            self._step(batches)
+            self._step()
             step = self.state.global_step
             last = not self.steps_left
             improved = self._evaluate() if last or step % self.arguments.valid_step == 0 else False
             if last or improved or step % self.settings.save_step == 0:
                 self._save(improved)
+        self.data.close()
         self._export()
 
-    def _batches(self) -> Iterator[RankStep]:
-        settings = self.settings
-        return step_batches(
-            settings.train, settings.order_key, settings.share, self.position, settings.train.manifest.eos_id,
-            self.arguments.loader_workers,
-        )  # fmt: skip
-
-    def _step(self, batches: Iterator[RankStep]) -> None:
+    def _step(self) -> None:
         started = time.perf_counter()
-        step = next(batches)
+        step, warnings = self.data.next_step()
         seconds_data = time.perf_counter() - started
+        if self.recorder is not None:
+            for warning in warnings:
+                self.recorder.say(warning)
         rate = learning_rate(self.engine)
         if self.arguments.dropout:
             # The random state of a step depends on nothing before it, so a resume needs none of it stored.
             torch.manual_seed(hash((self.arguments.seed, self.state.global_step, self.world.rank)))
         result = train_step(self.engine, step, self.device, self.turn_ids)
         seconds = time.perf_counter() - started
-        self.position = step.position_after
         self.state.add_step(step, result.loss, seconds, self.settings.row_length)
         if self.recorder is not None:
             self._record(step, result, rate, seconds, seconds_data)
@@ -110,6 +107,8 @@ class TrainingRun:
             "rows": step.num_rows,
             "tokens": step.num_tokens,
             "targets": step.num_targets,
+            "skipped_blocks": self.data.num_skipped_blocks,
+            "skipped_examples": self.data.num_skipped_examples,
         }
         values = step_values(result, self.state, facts, seconds, seconds_data, self.settings.row_length)
         self.recorder.step(values, self.state)
@@ -145,7 +144,7 @@ class TrainingRun:
         step = self.state.global_step
         state = {
             "progress": self.state.to_plain(),
-            "order": position_state(self.settings.order_key, self.position),
+            "order": order_state(self.settings.order_key, self.data.position),
         }
         path = save_checkpoint(self.engine, self.settings, state, step)
         seconds = time.perf_counter() - started
@@ -173,6 +172,33 @@ class TrainingRun:
         text = yaml.safe_dump(settings.what_runs(), sort_keys=False, allow_unicode=True)
         replace_text(settings.output_dir / "run_config.yaml", text)
         replace_text(settings.output_dir / "ds_config.json", json.dumps(settings.deepspeed, indent=2) + "\n")
+
+
+def check_same_run(settings: Settings, found: FoundCheckpoint | None) -> None:
+    """Refuse ranks that were not given the same run, such as by an old copy of the data on one node. Collective.
+
+    Raises:
+        RunError: on every rank, naming the ranks that differ from rank 0 and in what.
+    """
+    facts = {
+        "train_input_file (fingerprints of its manifests)": settings.order_key,
+        "eval_input_file (fingerprint of its manifest)": settings.evaluation and settings.evaluation.manifest.fingerprint,
+        "batch": settings.batch,
+        "DeepSpeed configuration": settings.deepspeed,
+        "num_optim_steps": settings.arguments.num_optim_steps,
+        "valid_step": settings.arguments.valid_step,
+        "save_step": settings.save_step,
+        "on_bad_block": settings.arguments.on_bad_block,
+        "model": settings.model.shape(),
+        "checkpoint that is gone on from": found and found.path.name,
+    }
+    different = different_from_first({name: sha256_of_json(repr(value)) for name, value in facts.items()})
+    if different:
+        raise RunError(
+            "the ranks were not all given the same run. These differ from rank 0:\n  "
+            + "\n  ".join(f"{name}: rank {', '.join(map(str, ranks))}" for name, ranks in different.items())
+            + "\nDo all nodes have the same copy of the data and of the configuration, and is output_dir shared by them?"
+        )
 
 
 def train(settings: Settings, found: FoundCheckpoint | None) -> int:

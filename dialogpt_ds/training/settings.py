@@ -13,13 +13,15 @@ from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.config.batch import BatchSizes, resolve_batch
 from dialogpt_ds.config.deepspeed_json import check_deepspeed_config, read_deepspeed_json
 from dialogpt_ds.config.precision import Precision, fill_optimizer, fill_precision, resolve_precision
+from dialogpt_ds.config.sources import NamedSource, parse_sources
 from dialogpt_ds.conversations.inputs import open_evaluation
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.model.load import ModelSource, check_init_checkpoint, find_model
 from dialogpt_ds.order.batches import Share
+from dialogpt_ds.order.mixture import Mixture, MixtureKey
 from dialogpt_ds.order.position import OrderKey
-from dialogpt_ds.order.stream import RowStream
-from dialogpt_ds.order.windows import BLOCKS_PER_WINDOW
+from dialogpt_ds.order.windows import BLOCKS_PER_WINDOW, SHARDS_PER_GROUP
+from dialogpt_ds.shards.cache import CacheSettings
 from dialogpt_ds.shards.make import ShardArguments, write_shards
 from dialogpt_ds.shards.manifest import TOKENIZER
 from dialogpt_ds.shards.reader import ShardDirectory
@@ -45,10 +47,18 @@ class Settings:
     learning_rate: float
     """Scale of the schedule, from the command line or the JSON."""
     model: ModelSource
-    train: ShardDirectory
+    sources: list[NamedSource]
+    """What is trained on, with weights."""
+    directories: list[ShardDirectory]
+    """The same, opened."""
     evaluation: ShardDirectory | None
     tokenizer: Any
     row_length: int
+
+    @property
+    def train(self) -> ShardDirectory:
+        """The first shard directory that is trained on; all have its tokenizer."""
+        return self.directories[0]
 
     @property
     def zero_stage(self) -> int:
@@ -71,9 +81,11 @@ class Settings:
         return self.arguments.valid_step if self.arguments.save_step is None else self.arguments.save_step
 
     @property
-    def order_key(self) -> OrderKey:
+    def order_key(self) -> MixtureKey:
         """What the order of rows is a function of."""
-        return order_key(self.train, self.arguments.seed, self.row_length, self.arguments.packing)
+        arguments = self.arguments
+        keys = [order_key(directory, arguments.seed, self.row_length, arguments.packing) for directory in self.directories]
+        return MixtureKey(tuple(keys), tuple(source.weight for source in self.sources))
 
     @property
     def share(self) -> Share:
@@ -127,18 +139,24 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     fill_precision(deepspeed, precision, arguments, parsed.explicit)
     learning_rate = fill_optimizer(deepspeed, arguments, parsed.explicit)
     deepspeed |= batch.keys()
-    train = ShardDirectory.open(arguments.train_input_file, "--train_input_file")
+    sources = parse_sources(arguments.train_input_file, "--train_input_file")
+    cache = CacheSettings(Path(arguments.cache_dir).expanduser(), int(arguments.cache_gb * 1e9))
+    directories = [ShardDirectory.open(source.path, "--train_input_file", cache) for source in sources]
+    _check_sources(directories)
+    train = directories[0]
     manifest = train.manifest
-    row_length = arguments.max_seq_length if "max_seq_length" in parsed.explicit else manifest.max_seq_length
-    evaluation = None if arguments.skip_eval else open_evaluation_data(arguments, train, row_length)
+    longest = max(directory.manifest.max_seq_length for directory in directories)
+    row_length = arguments.max_seq_length if "max_seq_length" in parsed.explicit else longest
+    evaluation = None if arguments.skip_eval else open_evaluation_data(arguments, train, row_length, cache)
+    _check_cache([*directories, *([evaluation] if evaluation else [])], cache)
     tokenizer = _tokenizer_of(train)
     model = find_model(arguments.model_name_or_path, arguments.dropout, manifest.eos_id, manifest.vocab_size)
     if arguments.init_checkpoint:
         check_init_checkpoint(arguments.init_checkpoint)
     _check_model_tokenizer(model, train)
     if evaluation is not None:
-        _check_same_tokenizer(evaluation, train)
-    _check_row_length(row_length, model, train, evaluation)
+        _check_same_tokenizer(evaluation, "--eval_input_file", train)
+    _check_row_length(row_length, model, directories, evaluation)
     settings = Settings(
         arguments,
         world,
@@ -148,12 +166,13 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
         precision,
         learning_rate,
         model,
-        train,
+        sources,
+        directories,
         evaluation,
         tokenizer,
         row_length,
     )
-    RowStream(train, settings.order_key).check_size(batch.train, "--train_input_file")
+    Mixture(directories, settings.order_key, [()] * len(directories)).check_size(batch.train, "--train_input_file")
     return settings
 
 
@@ -173,6 +192,8 @@ def _check_numbers(arguments: TrainingArguments) -> None:
             problems.append(f"--{name} {getattr(arguments, name)} must be 0 or more")
     if arguments.save_step is not None and arguments.save_step < 1:
         problems.append(f"--save_step {arguments.save_step} must be 1 or more")
+    if arguments.cache_gb <= 0:
+        problems.append(f"--cache_gb {arguments.cache_gb} must be above 0")
     if arguments.learning_rate <= 0:
         problems.append(f"--learning_rate {arguments.learning_rate} must be above 0")
     if not 0 <= arguments.dropout < 1:
@@ -205,7 +226,30 @@ def _deepspeed_config(arguments: TrainingArguments) -> tuple[dict[str, Any], lis
     return config, notes
 
 
-def open_evaluation_data(arguments: TrainingArguments, train: ShardDirectory, row_length: int) -> ShardDirectory:
+def _check_sources(directories: list[ShardDirectory]) -> None:
+    """Refuse a mixture of one content twice, or of different tokenizers; raises UserError."""
+    for number, directory in enumerate(directories[1:], start=1):
+        _check_same_tokenizer(directory, "--train_input_file", directories[0])
+        for other in directories[:number]:
+            if other.manifest.fingerprint == directory.manifest.fingerprint:
+                raise UserError(
+                    f"--train_input_file: {other.name!r} and {directory.name!r} hold the same shards; name one, with the sum of the weights"
+                )
+
+
+def _check_cache(directories: list[ShardDirectory], cache: CacheSettings) -> None:
+    """Refuse a cache too small for what is in use at one time; raises UserError."""
+    needed = sum(d.largest_shards(2 * SHARDS_PER_GROUP) for d in directories if d.cache is not None)
+    if needed > cache.max_bytes:
+        raise UserError(
+            f"--cache_gb {cache.max_bytes / 1e9:g} is too small for the remote shards in use at one time: the two groups of "
+            f"{SHARDS_PER_GROUP} shards of each directory that are read and fetched ahead have {needed / 1e9:.3g} GB; give that or more"
+        )
+
+
+def open_evaluation_data(
+    arguments: TrainingArguments, train: ShardDirectory, row_length: int, cache: CacheSettings
+) -> ShardDirectory:
     """Open the evaluation's shard directory; of a TSV, every rank makes the same one in a temporary folder of its own.
 
     Raises:
@@ -213,7 +257,7 @@ def open_evaluation_data(arguments: TrainingArguments, train: ShardDirectory, ro
     """
     path = arguments.eval_input_file
     if not Path(path).expanduser().is_file():
-        return ShardDirectory.open(path, "--eval_input_file")
+        return ShardDirectory.open(path, "--eval_input_file", cache)
     folder = tempfile.mkdtemp(prefix="dialogpt-evaluation-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     own = train.folder / TOKENIZER
@@ -258,26 +302,30 @@ def _check_model_tokenizer(model: ModelSource, train: ShardDirectory) -> None:
         )
 
 
-def _check_same_tokenizer(evaluation: ShardDirectory, train: ShardDirectory) -> None:
-    mine, theirs = evaluation.manifest.tokenizer, train.manifest.tokenizer
-    if mine["sha256"] != theirs["sha256"] or evaluation.manifest.eos_id != train.manifest.eos_id:
+def _check_same_tokenizer(directory: ShardDirectory, what: str, train: ShardDirectory) -> None:
+    mine, theirs = directory.manifest.tokenizer, train.manifest.tokenizer
+    if mine["sha256"] != theirs["sha256"] or directory.manifest.eos_id != train.manifest.eos_id:
         raise UserError(
-            f"--eval_input_file {str(evaluation.folder)!r} was made with tokenizer {mine['name']!r} (sha256 {mine['sha256'][:12]}), "
-            f"--train_input_file {str(train.folder)!r} with {theirs['name']!r} ({theirs['sha256'][:12]}): make both with one tokenizer"
+            f"{what} {directory.name!r} was made with tokenizer {mine['name']!r} (sha256 {mine['sha256'][:12]}), "
+            f"--train_input_file {train.name!r} with {theirs['name']!r} ({theirs['sha256'][:12]}): make both with one tokenizer"
         )
 
 
-def _check_row_length(row_length: int, model: ModelSource, train: ShardDirectory, evaluation: ShardDirectory | None) -> None:
+def _check_row_length(
+    row_length: int, model: ModelSource, directories: list[ShardDirectory], evaluation: ShardDirectory | None
+) -> None:
     limit = model.max_positions
+    made = max(directory.manifest.max_seq_length for directory in directories)
     if limit is not None and row_length > limit:
         raise UserError(
             f"--max_seq_length {row_length} is more than the {limit} positions of model {model.name!r}: give at most {limit}"
-            + (f", and make shards of at most {limit}" if train.manifest.max_seq_length > limit else "")
+            + (f", and make shards of at most {limit}" if made > limit else "")
         )
-    for directory, name in ((train, "--train_input_file"), (evaluation, "--eval_input_file")):
-        if directory is not None and row_length < directory.manifest.max_seq_length:
+    named = [(directory, "--train_input_file") for directory in directories]
+    for directory, name in [*named, *([(evaluation, "--eval_input_file")] if evaluation else [])]:
+        if row_length < directory.manifest.max_seq_length:
             made = directory.manifest.max_seq_length
             raise UserError(
-                f"--max_seq_length {row_length} is below the limit of {made} tokens that {name} {str(directory.folder)!r} was made "
+                f"--max_seq_length {row_length} is below the limit of {made} tokens that {name} {directory.name!r} was made "
                 f"with, so its longest examples would not fit: give {made} or more, or make shards with --max_seq_length {row_length}"
             )

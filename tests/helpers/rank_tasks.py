@@ -10,7 +10,7 @@ from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.model.load import build_model
 from dialogpt_ds.order.batches import rank_step
-from dialogpt_ds.order.position import Position
+from dialogpt_ds.order.mixture import Mixture, MixturePosition
 from dialogpt_ds.order.stream import RowStream
 from dialogpt_ds.training.engine import start_engine, train_step
 from dialogpt_ds.training.evaluation import evaluate
@@ -39,15 +39,20 @@ def engine_of(settings: Settings) -> Any:
     return start_engine(settings, build_model(settings.model, None))
 
 
+def mixture_of(settings: Settings) -> Mixture:
+    """Return the stream of rows of a run."""
+    return Mixture(settings.directories, settings.order_key, [()] * len(settings.directories))
+
+
 def losses(world: World, argv: list[str], steps: int) -> list[float]:
     """Train some steps and return their losses."""
     settings = settings_of(world, argv)
     engine = engine_of(settings)
-    stream, position, found = RowStream(settings.train, settings.order_key), Position(), []
+    stream, position, found = mixture_of(settings), MixturePosition.start(len(settings.directories)), []
     for _ in range(steps):
         batch = stream.batch(position, settings.share.global_rows)
         position = batch.position_after
-        step = rank_step(stream, batch, settings.share, settings.train.manifest.eos_id)
+        step = rank_step(batch, settings.share, settings.row_length, settings.train.manifest.eos_id)
         found.append(train_step(engine, step, torch.device("cpu"), turn_ids=False).loss)
     engine.destroy()
     return found
@@ -72,8 +77,8 @@ def loss_and_gradients(world: World, argv: list[str]) -> tuple[float, dict[str, 
 
     settings = settings_of(world, argv)
     engine = engine_of(settings)
-    stream = RowStream(settings.train, settings.order_key)
-    step = rank_step(stream, stream.batch(Position(), settings.share.global_rows), settings.share, settings.train.manifest.eos_id)
+    batch = mixture_of(settings).batch(MixturePosition.start(len(settings.directories)), settings.share.global_rows)
+    step = rank_step(batch, settings.share, settings.row_length, settings.train.manifest.eos_id)
     gradients: dict[str, torch.Tensor] = {}
     update = engine.step
 

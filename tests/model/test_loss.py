@@ -3,25 +3,28 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from dialogpt_ds.model.loss import TargetLoss, to_tensors
 from dialogpt_ds.order.batches import Share, padding_rows, rank_step
-from dialogpt_ds.order.position import OrderKey, Position
-from dialogpt_ds.order.stream import GlobalBatch, RowStream
+from dialogpt_ds.order.mixture import GlobalBatch, Mixture, MixtureKey, MixturePosition
+from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.world import World
 from tests.helpers import rank_tasks
 from tests.helpers.rank_pool import RankPool
 
 EOS = 50_256
+START = MixturePosition.start()
 
 
-def stream_of(shards: Path, row_length: int = 64, packed: bool = True) -> RowStream:
+def stream_of(shards: Path, row_length: int = 64, packed: bool = True) -> Mixture:
     directory = ShardDirectory.open(str(shards), "test")
-    return RowStream(directory, OrderKey(directory.manifest.fingerprint, 42, row_length, 64, packed))
+    key = OrderKey(directory.manifest.fingerprint, 42, row_length, 64, packed)
+    return Mixture([directory], MixtureKey((key,), (1,)), [()])
 
 
 def tiny_model(**config: Any) -> Any:
@@ -32,39 +35,41 @@ def tiny_model(**config: Any) -> Any:
     return GPT2LMHeadModel(GPT2Config(**(shape | config)))
 
 
-def examples_of(stream: RowStream, batch: GlobalBatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def examples_of(batch: GlobalBatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return each example of a batch, unpacked: token ids and weights per token."""
     found = []
-    for segment, row in batch.rows():
-        content = stream.content(segment)
+    for segment, row in batch.rows:
+        content = segment.content()
         packing = segment.window.packing
         for example in packing.examples[packing.starts[row] : packing.starts[row + 1]]:
-            part = slice(content.starts[example], content.starts[example + 1])
-            found.append((torch.from_numpy(content.tokens[part].astype("int64")), torch.from_numpy(content.weights[part].copy())))
+            tokens = content.tokens[content.starts[example] : content.starts[example + 1]].astype("int64")
+            turns = slice(content.turn_starts[example], content.turn_starts[example + 1])
+            weights = np.repeat(content.turn_weights[turns], content.turn_lengths[turns])
+            found.append((torch.from_numpy(tokens), torch.from_numpy(weights)))
     return found
 
 
 def test_the_loss_is_transformers_own_on_the_unpacked_examples(shards: Path) -> None:
     """With all weights 1: sum over targets of GPT2LMHeadModel(input_ids, labels)'s mean times its number of labels."""
     stream, model = stream_of(shards), tiny_model()
-    batch = stream.batch(Position(), 8)
+    batch = stream.batch(START, 8)
     total, count = 0.0, 0
     with torch.no_grad():
-        for tokens, weights in examples_of(stream, batch):
+        for tokens, weights in examples_of(batch):
             labels = torch.where(weights > 0, tokens, -100)
             number = int((labels[1:] != -100).sum())
             total += model(input_ids=tokens[None], labels=labels[None]).loss.item() * number
             count += number
-        micro = rank_step(stream, batch, Share(0, 1, 8, 1), EOS).micro_batches[0]
+        micro = rank_step(batch, Share(0, 1, 8, 1), stream.row_length, EOS).micro_batches[0]
         _, nll = TargetLoss(model)(**to_tensors(micro, "cpu"))
-    assert count == batch.num_targets
+    assert count == batch.rows.num_targets
     assert nll.item() / count == pytest.approx(total / count, abs=1e-5)
 
 
-def reference(stream: RowStream, batch: GlobalBatch, model: Any) -> torch.Tensor:
+def reference(batch: GlobalBatch, model: Any) -> torch.Tensor:
     """sum(weight * nll) / sum(weight) over unpacked examples, from the model's full logits."""
     weighted, weight = torch.zeros(()), 0.0
-    for tokens, weights in examples_of(stream, batch):
+    for tokens, weights in examples_of(batch):
         nll = functional.cross_entropy(model(input_ids=tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
         weighted = weighted + (nll * weights[1:]).sum()
         weight += weights[1:].sum().item()
@@ -74,16 +79,16 @@ def reference(stream: RowStream, batch: GlobalBatch, model: Any) -> torch.Tensor
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_weighted_loss_and_gradients_equal_those_of_the_unpacked_examples(shards: Path, implementation: str) -> None:
     stream, model = stream_of(shards), tiny_model(attn_implementation=implementation)
-    batch = stream.batch(Position(), 6)
-    assert 0 < batch.weight_sum < batch.num_targets, "the data has weights between 0 and 1"
-    expected = reference(stream, batch, model)
+    batch = stream.batch(START, 6)
+    assert 0 < batch.rows.weight_sum < batch.rows.num_targets, "the data has weights between 0 and 1"
+    expected = reference(batch, model)
     expected.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    micro = rank_step(stream, batch, Share(0, 1, 6, 1), EOS).micro_batches[0]
+    micro = rank_step(batch, Share(0, 1, 6, 1), stream.row_length, EOS).micro_batches[0]
     weighted, _ = TargetLoss(model)(**to_tensors(micro, "cpu"))
-    (weighted / batch.weight_sum).backward()
-    assert weighted.item() / batch.weight_sum == pytest.approx(expected.item(), abs=1e-5)
+    (weighted / batch.rows.weight_sum).backward()
+    assert weighted.item() / batch.rows.weight_sum == pytest.approx(expected.item(), abs=1e-5)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4, msg=name)
 
@@ -92,13 +97,13 @@ def test_padding_and_unpacking_change_nothing(shards: Path) -> None:
     model = TargetLoss(tiny_model())
     sums = []
     for row_length, packed in ((64, True), (64, False), (200, True)):
-        stream, position, total, targets = stream_of(shards, row_length, packed), Position(), 0.0, 0
-        whole = stream.batch(position, 1).segments[0].window.num_rows
+        stream, position, total, targets = stream_of(shards, row_length, packed), START, 0.0, 0
+        whole = stream.batch(position, 1).rows.segments[0].window.num_rows
         batch = stream.batch(position, whole)
         with torch.no_grad():
-            micro = rank_step(stream, batch, Share(0, 1, whole, 1), EOS).micro_batches[0]
-            total, targets = model(**to_tensors(micro, "cpu"))[0].item(), batch.num_targets
-        sums.append((total / batch.weight_sum, targets))
+            micro = rank_step(batch, Share(0, 1, whole, 1), stream.row_length, EOS).micro_batches[0]
+            total, targets = model(**to_tensors(micro, "cpu"))[0].item(), batch.rows.num_targets
+        sums.append((total / batch.rows.weight_sum, targets))
     assert sums[0] == pytest.approx(sums[1], abs=1e-5)
     assert sums[0] == pytest.approx(sums[2], abs=1e-5)
 
@@ -143,10 +148,12 @@ def test_a_llama_keeps_packed_examples_apart(shards: Path) -> None:
         )
     )
     stream = stream_of(shards)
-    batch = stream.batch(Position(), 4)
+    batch = stream.batch(START, 4)
     with torch.no_grad():
-        weighted, _ = TargetLoss(model)(**to_tensors(rank_step(stream, batch, Share(0, 1, 4, 1), EOS).micro_batches[0], "cpu"))
-        assert weighted.item() / batch.weight_sum == pytest.approx(reference(stream, batch, model).item(), abs=1e-5)
+        weighted, _ = TargetLoss(model)(
+            **to_tensors(rank_step(batch, Share(0, 1, 4, 1), stream.row_length, EOS).micro_batches[0], "cpu")
+        )
+        assert weighted.item() / batch.rows.weight_sum == pytest.approx(reference(batch, model).item(), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +164,7 @@ def expected(shards: Path) -> tuple[float, dict[str, torch.Tensor]]:
     torch.manual_seed(42)
     model = build_model(find_model("tiny", 0.0, EOS, 50_257), None)
     stream = stream_of(shards)
-    loss = reference(stream, stream.batch(Position(), 8), model)
+    loss = reference(stream.batch(START, 8), model)
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -239,9 +246,9 @@ def mean_nll(shards: Path) -> float:
 
     model, total, count = build_model(find_model("tiny", 0.0, EOS, 50_257), None).eval(), 0.0, 0
     stream = stream_of(shards)
-    whole = stream.batch(Position(), 1).segments[0].window.num_rows
+    whole = stream.batch(START, 1).rows.segments[0].window.num_rows
     with torch.no_grad():
-        for tokens, weights in examples_of(stream, stream.batch(Position(), whole)):
+        for tokens, weights in examples_of(stream.batch(START, whole)):
             nll = functional.cross_entropy(model(input_ids=tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
             total += nll[weights[1:] > 0].double().sum().item()
             count += int((weights[1:] > 0).sum())

@@ -9,7 +9,8 @@ import pytest
 from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.order.position import Position, position_state
+from dialogpt_ds.order.mixture import MixturePosition, order_state
+from dialogpt_ds.order.position import Position
 from dialogpt_ds.training.checkpoint import _rotate, find_checkpoint
 from dialogpt_ds.training.settings import Settings, prepare
 from dialogpt_ds.training.world import World
@@ -31,10 +32,11 @@ def write_checkpoint(settings: Settings, step: int) -> Path:
     folder = root / f"step-{step:08d}"
     folder.mkdir(parents=True)
     (folder / "weights.pt").write_bytes(b"weights")
+    place = MixturePosition(step, (Position(0, 0, step),), ((),))
     digest = hashlib.sha256(b"weights").hexdigest()
     summary = {
         "step": step, "world_size": settings.world.size, "zero_stage": 1, "precision": "bf16", "model": settings.model.name,
-        "model_shape": settings.model.shape(), "order": position_state(settings.order_key, Position(0, 0, step)),
+        "model_shape": settings.model.shape(), "order": order_state(settings.order_key, place),
         "files": {"weights.pt": {"size": 7, "sha256": digest}},
     }  # fmt: skip
     (folder / "checkpoint.json").write_text(json.dumps(summary))

@@ -5,12 +5,12 @@ import math
 import pytest
 
 from dialogpt_ds.order.batches import RankStep
-from dialogpt_ds.order.position import Position
+from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.training.progress_state import ProgressState, perplexity
 
 
 def step_of(epoch: int, weight: float) -> RankStep:
-    return RankStep([None, None], weight, 4, 200, 90, 7, epoch, epoch + 0.5, Position())  # type: ignore[list-item]
+    return RankStep([None, None], weight, 4, 200, 90, 7, epoch, epoch + 0.5, (epoch + 0.5,), MixturePosition.start())  # type: ignore[list-item]
 
 
 def test_a_line_of_the_train_log() -> None:

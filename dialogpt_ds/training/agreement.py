@@ -1,0 +1,35 @@
+"""What one rank has met, told to all before any of them enters a step that the others would wait in for ever."""
+
+from typing import Any
+
+import torch
+
+
+def all_reports(report: Any | None, device: torch.device) -> list[Any]:
+    """Return the reports of all ranks that have one, in order of rank. Collective: every rank must call.
+
+    Where nobody has one, as nearly always, it costs the reduction of a single number.
+
+    Args:
+        report: what this rank has to say, picklable; None for nothing.
+        device: of this rank's tensors.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return [] if report is None else [report]
+    any_report = torch.tensor([0 if report is None else 1], dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(any_report, op=torch.distributed.ReduceOp.MAX)
+    if not any_report.item():
+        return []
+    reports: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(reports, report)
+    return [found for found in reports if found is not None]
+
+
+def different_from_first(facts: dict[str, str]) -> dict[str, list[int]]:
+    """Return the ranks whose facts differ from rank 0's, by name of the fact. Collective: every rank must call."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return {}
+    everybody: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everybody, facts)
+    different = {name: [rank for rank, theirs in enumerate(everybody) if theirs[name] != everybody[0][name]] for name in facts}
+    return {name: ranks for name, ranks in different.items() if ranks}

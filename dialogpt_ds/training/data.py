@@ -1,0 +1,114 @@
+"""The rows that a run trains on: where it is in them, and what all ranks do about a block that can't be read."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dialogpt_ds.errors import RunError
+from dialogpt_ds.order.batches import RankStep
+from dialogpt_ds.order.mixture import MixturePosition
+from dialogpt_ds.order.position import Position, SkippedBlock
+from dialogpt_ds.order.windows import BadBlock
+from dialogpt_ds.training.agreement import all_reports
+from dialogpt_ds.training.loader import Failure, step_batches
+from dialogpt_ds.training.settings import Settings
+
+SHOWN_BLOCKS = 5
+
+
+class TrainingData:
+    """The steps of a run, from a position on."""
+
+    def __init__(self, settings: Settings, position: MixturePosition, device: Any) -> None:
+        self.settings = settings
+        self.position = position
+        """The next row to be trained on: what a checkpoint keeps."""
+        self._device = device
+        self._batches: Iterator[RankStep | Failure] | None = None
+
+    @property
+    def num_skipped_blocks(self) -> int:
+        """Blocks left out so far because they can't be read."""
+        return sum(len(blocks) for blocks in self.position.skipped)
+
+    @property
+    def num_skipped_examples(self) -> int:
+        """Examples in those blocks: what each further epoch lacks."""
+        directories = self.settings.directories
+        return sum(int(directories[n].index.examples[s.block]) for n, skips in enumerate(self.position.skipped) for s in skips)
+
+    def next_step(self) -> tuple[RankStep, list[str]]:
+        """Return this rank's share of the next optimizer step, and what a person should be told. Collective: every rank must call.
+
+        A rank that can't read its rows says so before anybody computes. Then all stop with its message, or all leave out the same
+        blocks from the same row on and ask again.
+
+        Raises:
+            RunError: on every rank, with the message of the lowest rank that has one.
+        """
+        said: list[str] = []
+        while True:
+            if self._batches is None:
+                self._batches = self._start()
+            outcome = next(self._batches)
+            failures = all_reports(outcome if isinstance(outcome, Failure) else None, self._device)
+            if not failures:
+                assert isinstance(outcome, RankStep)
+                self.position = outcome.position_after
+                return outcome, said
+            said.append(self._skip_or_stop(failures))
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        self._batches = None
+
+    def _start(self) -> Iterator[RankStep | Failure]:
+        settings = self.settings
+        return step_batches(
+            settings.directories, settings.order_key, settings.share, self.position, settings.train.manifest.eos_id,
+            settings.arguments.loader_workers,
+        )  # fmt: skip
+
+    def _skip_or_stop(self, failures: Sequence[Failure]) -> str:
+        fatal = [failure for failure in failures if not failure.bad_blocks]
+        bad = {(b.source, b.block): b for failure in failures for b in failure.bad_blocks}
+        # One rank may have lost more of a block than another.
+        for failure in failures:
+            for block in failure.bad_blocks:
+                if block.shape_lost:
+                    bad[block.source, block.block] = block
+        blocks = [bad[place] for place in sorted(bad)]
+        if fatal:
+            raise RunError(fatal[0].message)
+        if self.settings.arguments.on_bad_block == "stop":
+            raise RunError(
+                f"{_messages(blocks)}\nThe last complete checkpoint is untouched: mend the data and start the same command again, or give "
+                "--on_bad_block skip to train without what can't be read."
+            )
+        self._batches = None
+        self.position = self._without(blocks)
+        directories = self.settings.directories
+        examples = sum(int(directories[b.source].index.examples[b.block]) for b in blocks)
+        return (
+            f"warning: {len(blocks):,} of {sum(d.num_blocks for d in directories):,} blocks can't be read and are left out from here on, "
+            f"{examples:,} examples; {self.num_skipped_blocks:,} blocks with {self.num_skipped_examples:,} examples in all:\n"
+            f"{_messages(blocks)}"
+        )
+
+    def _without(self, blocks: Sequence[BadBlock]) -> MixturePosition:
+        """Return the same position with `blocks` left out: from the next row on, or, where the plan of the window is lost with them,
+        from the window's first row on. Then the window is planned anew, and some of its examples come twice or not at all this time."""
+        skipped = [list(skips) for skips in self.position.skipped]
+        for bad in blocks:
+            here = self.position.sources[bad.source]
+            since = Position(here.epoch, here.window, 0) if bad.shape_lost else here
+            skipped[bad.source] = [skip for skip in skipped[bad.source] if skip.block != bad.block]
+            skipped[bad.source].append(SkippedBlock(bad.block, since))
+        return replace(self.position, skipped=tuple(tuple(skips) for skips in skipped))
+
+
+def _messages(blocks: Sequence[BadBlock]) -> str:
+    lines = [block.message for block in blocks[:SHOWN_BLOCKS]]
+    if len(blocks) > SHOWN_BLOCKS:
+        lines.append(f"... and {len(blocks) - SHOWN_BLOCKS:,} more")
+    return "\n".join(lines)
