@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock
 
@@ -77,8 +78,8 @@ class ShardCache:
         for note in self.folder.glob(f"*{LOST}"):
             note.unlink(missing_ok=True)
 
-    def file(self, shard: int) -> Path:
-        """Return the local copy of a shard, brought here if need be.
+    def open(self, shard: int) -> IO[bytes]:
+        """Open the local copy of a shard, brought here if need be.
 
         Raises:
             LostShardError: it is gone or altered.
@@ -86,25 +87,26 @@ class ShardCache:
         """
         entry = self.manifest.shardlist[shard]
         path = self.folder / entry.url
-        if not path.is_file():
+        while True:
+            with suppress(FileNotFoundError):  # another process may need its room between bringing and opening
+                file = open(path, "rb")  # noqa: SIM115 (the caller closes it)
+                os.utime(path)  # when it was used last
+                return file
             with self._lock(entry.url):
                 if not path.is_file():
                     self._bring(entry, path)
-        os.utime(path)  # when it was used last
-        return path
 
     def fetch_ahead(self, shards: Iterable[int]) -> None:
         """Bring shards in the background; those asked for before and not begun are forgotten."""
         if self._ahead is None or self._ahead.process != os.getpid():  # a thread does not live on in a forked process
-            self._ahead = _Ahead(self.file)
+            self._ahead = _Ahead(lambda shard: self.open(shard).close())
         self._ahead.ask(shard for shard in shards if not (self.folder / self.manifest.shardlist[shard].url).is_file())
 
     def _bring(self, entry: ShardEntry, path: Path) -> None:
         note = path.with_name(path.name + LOST)
         if note.is_file() and time.time() - note.stat().st_mtime < LOST_SECONDS:
             raise LostShardError(note.read_text(encoding="utf-8"))
-        with self._lock("cache", self.settings.folder):
-            self._make_room(entry.filesize)
+        self._make_room(entry.filesize)
         try:
             fetch(self.url, entry.url, path, lambda file: what_differs(file, entry))
         except FetchError as error:
@@ -115,16 +117,18 @@ class ShardCache:
             replace_text(note, str(error))
             raise LostShardError(str(error)) from error
         note.unlink(missing_ok=True)
+        self._make_room(0)  # others may have come at the same time
 
     def _make_room(self, size: int) -> None:
         """Delete the shards that were used longest ago until `size` more bytes fit. Open ones stay readable to who has them open."""
-        files = [(file.stat(), file) for file in self.settings.folder.glob("*/*.tar")]
-        total = sum(stat.st_size for stat, _ in files)
-        for stat, file in sorted(files, key=lambda item: item[0].st_mtime):
-            if total + size <= self.settings.max_bytes:
-                break
-            file.unlink(missing_ok=True)
-            total -= stat.st_size
+        with self._lock("cache", self.settings.folder):
+            files = [(file.stat(), file) for file in self.settings.folder.glob("*/*.tar")]
+            total = sum(stat.st_size for stat, _ in files)
+            for stat, file in sorted(files, key=lambda item: item[0].st_mtime):
+                if total + size <= self.settings.max_bytes:
+                    break
+                file.unlink(missing_ok=True)
+                total -= stat.st_size
 
     def _lock(self, name: str, folder: Path | None = None) -> FileLock:
         locks = (folder or self.folder) / "locks"
@@ -147,7 +151,7 @@ def _other_sum(found: str, expected: str) -> str | None:
 class _Ahead:
     """A thread that brings shards before they are needed."""
 
-    def __init__(self, bring: Callable[[int], Path]) -> None:
+    def __init__(self, bring: Callable[[int], None]) -> None:
         self.process = os.getpid()
         self._bring = bring
         self._wanted: list[int] = []

@@ -140,12 +140,13 @@ class ShardDirectory:
     def _map(self, block: int) -> mmap.mmap:
         shard = int(self.index.shard[block])
         try:
-            file = self._file(shard)
+            if self.cache is None:
+                self._check_file(shard)
             if shard in self._maps:
                 self._maps.move_to_end(shard)
                 return self._maps[shard]
-            with open(file, "rb") as opened:
-                self._maps[shard] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            with open(self._file(shard), "rb") if self.cache is None else self.cache.open(shard) as file:
+                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except LostShardError as error:
             raise DamagedShardError(f"{self._place(block)}: {error}") from error
         except (OSError, ValueError) as error:
@@ -156,16 +157,15 @@ class ShardDirectory:
         return self._maps[shard]
 
     def _file(self, shard: int) -> Path:
-        """Return a shard's file. Reading a map beyond the end of its file would kill the process, so a local one is looked at each time."""
-        entry = self.manifest.shardlist[shard]
-        if self.cache is not None:
-            return self.folder / entry.url if shard in self._maps else self.cache.file(shard)
-        file = self.folder / entry.url
-        size = file.stat().st_size
-        if size != entry.filesize:
-            raise ValueError(f"it has {size:,} bytes, expected {entry.filesize:,}")
-        return file
+        return self.folder / self.manifest.shardlist[shard].url
+
+    def _check_file(self, shard: int) -> None:
+        """Look at a local file before each use: reading a map beyond the end of its file would kill the process."""
+        size, expected = self._file(shard).stat().st_size, self.manifest.shardlist[shard].filesize
+        if size != expected:
+            raise ValueError(f"it has {size:,} bytes, expected {expected:,}")
 
     def _place(self, block: int) -> str:
-        entry = self.manifest.shardlist[int(self.index.shard[block])]
-        return f"shard {self.folder / entry.url if self.cache is None else address(self.name, entry.url)}, block {block}"
+        shard = int(self.index.shard[block])
+        where = self._file(shard) if self.cache is None else address(self.name, self.manifest.shardlist[shard].url)
+        return f"shard {where}, block {block}"

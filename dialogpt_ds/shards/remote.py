@@ -1,6 +1,7 @@
 """Files of a remote shard directory: their addresses, and bringing one here through webdataset's gopen."""
 
 import os
+import re
 import shlex
 import shutil
 import time
@@ -12,11 +13,24 @@ from webdataset.gopen import gopen
 
 from dialogpt_ds.errors import RunError
 
-ATTEMPTS = 3
+ATTEMPTS = 6
 PAUSE_SECONDS = 2.0
-"""Before the second attempt; twice that before the third."""
+"""Before the second attempt, and twice as long before each further one: about a minute in all."""
 CHUNK = 1 << 20
 CURL = "curl --connect-timeout 30 --retry 5 --retry-delay 2 -f -s -L"
+
+CURL_CODES = {
+    6: "curl doesn't find the host",
+    7: "curl can't connect",
+    18: "the transfer was cut short",
+    22: "the server answered with an error, such as 404",
+    28: "curl timed out",
+    35: "TLS failed",
+    60: "the server's certificate is not trusted",
+}
+"""From curl's manual, EXIT CODES."""
+FINAL_CODES = (22,)
+"""What no further attempt changes; curl itself has tried again where the server said to."""
 
 
 class FetchError(RunError):
@@ -45,30 +59,30 @@ def fetch(directory: str, name: str, target: Path, check: Callable[[Path], str |
         check: says what is wrong with the file, or None.
 
     Raises:
-        FetchError: it could not be brought in three attempts.
+        FetchError: it is not there, could not be brought in a minute of attempts, or is another file.
         RunError: it is this machine's fault: no space, no right to write, no curl.
     """
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
     url = address(directory, name)
-    problem = ""
     for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE_SECONDS * attempt)
+        last = attempt == ATTEMPTS - 1
         try:
             _append(url, part)
         except (OSError, ValueError) as error:
             if getattr(error, "errno", None) is not None:  # gopen's own errors have no number
                 raise RunError(f"{url} can't be put into {part.parent}: {error}") from error
-            problem = str(error)
+            if last or _exit_code(error) in FINAL_CODES:
+                raise FetchError(f"{url} can't be fetched: {_reason(error)}") from error
+            time.sleep(PAUSE_SECONDS * 2**attempt)
             continue
         wrong = check(part)
         if wrong is None:
             part.replace(target)
             return
-        problem = wrong
         part.unlink()
-    raise FetchError(f"{url} can't be fetched: {problem}")
+        if last or attempt:  # the first time, what was gone on with may have been the remains of something else
+            raise FetchError(f"{url} is not what it should be: {wrong}")
 
 
 def _append(url: str, part: Path) -> None:
@@ -88,7 +102,8 @@ def _append(url: str, part: Path) -> None:
 def _copy(url: str, part: Path, mode: str) -> None:
     # Closing a pipe of gopen raises OSError where the command failed, so a file cut short is never taken for whole.
     with gopen(url) as source, open(part, mode) as file:
-        shutil.copyfileobj(source, file, CHUNK)
+        # A pipe's own read gives nothing of a last piece that came before the command failed; its stream does.
+        shutil.copyfileobj(getattr(source, "stream", source), file, CHUNK)
         file.flush()
         os.fsync(file.fileno())
 
@@ -107,6 +122,20 @@ def _from_byte(url: str, start: int) -> str | None:
     return None
 
 
+def _reason(error: Exception) -> str:
+    """Say why a command of gopen failed, without its arguments: they may hold a token."""
+    number = _exit_code(error)
+    if number is None:
+        return str(error)
+    meaning = CURL_CODES.get(number) if "curl" in str(error) else None
+    return f"{meaning or 'the command that reads it failed'} (exit code {number})"
+
+
+def _exit_code(error: Exception) -> int | None:
+    code = re.search(r"exit (\d+) \(read\)", str(error))
+    return int(code[1]) if code else None
+
+
 def read_small(directory: str, name: str) -> bytes:
     """Return the content of a small remote file; raises FetchError."""
     url = address(directory, name)
@@ -115,4 +144,4 @@ def read_small(directory: str, name: str) -> bytes:
             content: Any = source.read()
         return bytes(content)
     except (OSError, ValueError) as error:
-        raise FetchError(f"{url} can't be fetched: {error}") from error
+        raise FetchError(f"{url} can't be fetched: {_reason(error)}") from error
