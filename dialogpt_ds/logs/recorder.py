@@ -86,8 +86,8 @@ def step_values(
     Args:
         result: what the step gave.
         state: counts after the step.
-        facts: lr, loss_scale, skipped_steps, skipped_blocks and skipped_examples so far, and the step's rows, tokens, targets and
-            fractional epoch.
+        facts: lr, loss_scale, skipped_steps, skipped_blocks and skipped_examples so far, and the step's rows, tokens, targets,
+            fractional epoch and that of each source.
         seconds: of the whole step.
         seconds_data: of it, spent waiting for the batch.
         row_length: tokens of a row.
@@ -113,4 +113,6 @@ def step_values(
         "seconds_per_step": seconds,
         "seconds_data": seconds_data,
     }
+    if len(facts["source_epochs"]) > 1:
+        values |= {f"epoch_source_{number}": epochs for number, epochs in enumerate(facts["source_epochs"])}
     return values | {f"seconds_{name}": value for name, value in result.seconds.items()}

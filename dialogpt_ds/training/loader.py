@@ -1,8 +1,10 @@
 """Batches ready before the step asks: a worker process plans and lays out rows while the rank computes."""
 
 import itertools
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -79,8 +81,45 @@ def step_batches(
         pin_memory=torch.accelerator.is_available(),  # a copy to the device then needs no stop
     )
     try:
-        yield from loader
+        yield from _iterate(loader)
     except RuntimeError as error:  # torch's word for a worker that was killed
         yield Failure(
             f"a data loading process ended: {error}. Was it killed for want of memory? --loader_workers 0 needs the least."
         )
+
+
+def _iterate(loader: DataLoader[RankStep | Failure]) -> Iterator[RankStep | Failure]:
+    """Yield from a loader; the death of one of its processes is raised as RuntimeError here and nowhere else.
+
+    torch sets a signal handler that raises wherever the rank happens to be, be it in the middle of a collective that the others then
+    wait in. Without any, a process that is killed while it writes leaves a reader that waits for the rest of the message for ever.
+    """
+    handler_before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    processes = getattr(iterator, "_workers", [])
+    asking = False
+
+    def check() -> None:
+        for process in processes:
+            if process.exitcode not in (None, 0):
+                raise RuntimeError(f"process {process.pid} has exit code {process.exitcode}")
+
+    def on_death(*_: Any) -> None:
+        if asking:
+            check()
+
+    if processes:
+        signal.signal(signal.SIGCHLD, on_death)
+    try:
+        while True:
+            asking = True  # before the look at them: a death in between is either seen or signalled
+            check()
+            item = next(iterator, None)
+            asking = False
+            if item is None:
+                return
+            yield item
+    finally:
+        asking = False
+        if processes:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler_before is None else handler_before)

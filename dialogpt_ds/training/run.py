@@ -104,6 +104,7 @@ class TrainingRun:
             "loss_scale": loss_scale(self.engine),
             "skipped_steps": self.engine.skipped_steps,
             "epoch": step.fractional_epoch,
+            "source_epochs": step.source_epochs,
             "rows": step.num_rows,
             "tokens": step.num_tokens,
             "targets": step.num_targets,

@@ -21,7 +21,10 @@ def _serve(rank: int, size: int, port: int, pipe: Connection) -> None:
     prepare_cpu(world)
     join_world(world)
     while True:
-        function, arguments = pipe.recv()
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:  # the tests have ended
+            os._exit(0)
         try:
             pipe.send((True, function(world, *arguments)))
         except Exception:  # whatever the test body raised belongs to the test
@@ -37,8 +40,9 @@ class RankPool:
         self.pipes, self.processes = [], []
         for rank in range(size):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, port, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, size, port, theirs))  # no daemon: a rank may have loader processes
             process.start()
+            theirs.close()
             self.pipes.append(mine)
             self.processes.append(process)
 

@@ -1,5 +1,6 @@
 """Made-up shard directories whose tokens tell which example they are, and the rows that a stream makes of them."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from dialogpt_ds.order.batches import Share, rank_step
 from dialogpt_ds.order.mixture import GlobalBatch, Mixture, MixtureKey, MixturePosition
 from dialogpt_ds.order.position import OrderKey, SkippedBlock
 from dialogpt_ds.shards.blocks import make_block
-from dialogpt_ds.shards.manifest import Index
+from dialogpt_ds.shards.manifest import TOKENIZER, Index
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.shards.writer import ShardWriter, make_manifest
 
@@ -83,3 +84,21 @@ def examples_in(rows: list[Row]) -> Counter[int]:
 def ids_of_block(directory: ShardDirectory, block: int) -> set[int]:
     """Return the ids of a block's examples."""
     return set(directory.block(block).tokens.tolist()) - {EOS}
+
+
+def in_small_blocks(source: Path, folder: Path, examples_per_block: int, shard_bytes: int) -> ShardDirectory:
+    """Write the examples of a shard directory anew, in so many blocks that an epoch of them has several windows."""
+    whole = ShardDirectory.open(str(source), "test")
+    writer = ShardWriter(folder, shard_bytes)
+    for number in range(whole.num_blocks):
+        block = whole.block(number)
+        for start in range(0, block.num_examples, examples_per_block):
+            writer._write(block.examples(start, min(start + examples_per_block, block.num_examples)))
+    facts = whole.manifest.tokenizer | {
+        "eos_id": whole.manifest.eos_id,
+        "vocab_size": whole.manifest.vocab_size,
+        "max_seq_length": whole.manifest.max_seq_length,
+    }
+    make_manifest(writer, writer.finish(), facts, {}).write(folder)
+    shutil.copytree(source / TOKENIZER, folder / TOKENIZER)
+    return ShardDirectory.open(str(folder), "test")

@@ -1,0 +1,92 @@
+"""What tests of the data of a run do on the ranks of a pool: each rank may have a copy of its own."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from dialogpt_ds.errors import RunError
+from dialogpt_ds.order.mixture import MixturePosition, order_state
+from dialogpt_ds.training.data import TrainingData
+from dialogpt_ds.training.run import check_same_run
+from dialogpt_ds.training.world import World
+from tests.helpers.rank_tasks import engine_of, settings_of
+
+CPU = torch.device("cpu")
+
+
+def take_steps(world: World, argvs: list[list[str]], steps: int, unlink: list[tuple[int, str]] = ()) -> dict[str, Any]:  # type: ignore[assignment]
+    """Take steps without training on them; returns the rows, what was said, the state, and the error that ended it.
+
+    Args:
+        world: this rank's.
+        argvs: a command line per rank.
+        steps: how many.
+        unlink: (step, file) to be deleted by rank 0 before that step.
+    """
+    settings = settings_of(world, argvs[world.rank])
+    data = TrainingData(settings, MixturePosition.start(len(settings.directories)), CPU)
+    rows, said, error = [], [], None
+    try:
+        for number in range(steps):
+            for at, file in unlink:
+                if at == number and world.is_first:
+                    Path(file).unlink()
+            torch.distributed.barrier()
+            step, warnings = data.next_step()
+            rows.append([tuple(row) for micro_batch in step.micro_batches for row in micro_batch.input_ids.tolist()])
+            said += warnings
+    except RunError as raised:
+        error = str(raised)
+    data.close()
+    return {"rows": rows, "said": said, "error": error, "state": order_state(settings.order_key, data.position)}
+
+
+def kill_a_loader_process(world: World, argv: list[str]) -> str:
+    """Take a step, kill rank 1's loader process, and take steps until they end; returns why."""
+    settings = settings_of(world, argv)
+    before = {child.pid for child in psutil.Process().children()}
+    data = TrainingData(settings, MixturePosition.start(), CPU)
+    data.next_step()
+    if world.rank == 1:
+        (loader,) = [child for child in psutil.Process().children() if child.pid not in before]
+        os.kill(loader.pid, signal.SIGKILL)
+    try:
+        for _ in range(1_000):
+            data.next_step()
+    except RunError as error:
+        return str(error)
+    finally:
+        data.close()
+    raise AssertionError("nothing was noticed")
+
+
+def compare_runs(world: World, argvs: list[list[str]]) -> str:
+    """Return what is said of ranks with these command lines, one each; empty where they agree."""
+    try:
+        check_same_run(settings_of(world, argvs[world.rank]), None)
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def evaluation_error(world: World, argvs: list[list[str]]) -> str:
+    """Return why an evaluation ended; each rank with its own command line."""
+    from dialogpt_ds.order.stream import RowStream
+    from dialogpt_ds.training.evaluation import evaluate
+    from dialogpt_ds.training.settings import order_key
+
+    settings = settings_of(world, argvs[world.rank])
+    engine = engine_of(settings)
+    assert settings.evaluation is not None
+    stream = RowStream(settings.evaluation, order_key(settings.evaluation, 0, settings.row_length, True))
+    try:
+        evaluate(engine, stream, world, 4, settings.train.manifest.eos_id, CPU, False)
+    except RunError as error:
+        return str(error)
+    finally:
+        engine.destroy()
+    return ""
