@@ -107,7 +107,7 @@ class Mixture:
         Raises:
             BadBlocksError: blocks whose small members can't be read.
         """
-        source_of = self._period[np.arange(position.row, position.row + num_rows) % len(self._period)]
+        source_of = self._sources_of(position, num_rows)
         segments: list[Segment] = []
         segment_of, number_of = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int64)
         after = list(position.sources)
@@ -127,6 +127,18 @@ class Mixture:
             sum(seen),
             sum(stream.num_examples for stream in self.streams),
         )
+
+    def skip(self, position: MixturePosition, num_rows: int) -> MixturePosition:
+        """Return the position after `num_rows` rows, for less than their plan; raises BadBlocksError."""
+        source_of = self._sources_of(position, num_rows)
+        after = tuple(
+            stream.skip(place, int((source_of == source).sum()))
+            for source, (stream, place) in enumerate(zip(self.streams, position.sources, strict=True))
+        )
+        return MixturePosition(position.row + num_rows, after, position.skipped)
+
+    def _sources_of(self, position: MixturePosition, num_rows: int) -> np.ndarray:
+        return self._period[np.arange(position.row, position.row + num_rows) % len(self._period)]
 
     def check_size(self, global_rows: int, what: str) -> None:
         """Refuse a source of which one epoch has fewer rows than one global batch takes from it; raises UserError."""

@@ -76,6 +76,21 @@ def pack(lengths: np.ndarray, row_length: int) -> Packing:
     return Packing(starts.astype(np.int64), np.concatenate(chosen).astype(np.int64))
 
 
+def count_rows(lengths: np.ndarray, row_length: int) -> int:
+    """Return how many rows `pack` makes, without saying which example lies where."""
+    counts = np.bincount(lengths, minlength=row_length + 1)
+    left, available, rows = counts.tolist(), np.flatnonzero(counts).tolist(), 0
+    while available:
+        pattern = _pattern(available, left, row_length)
+        repeats = min(left[length] // times for length, times in pattern)
+        rows += repeats
+        for length, times in pattern:
+            left[length] -= repeats * times
+            if not left[length]:
+                del available[bisect.bisect_left(available, length)]
+    return rows
+
+
 def _pattern(available: list[int], left: list[int], row_length: int) -> list[tuple[int, int]]:
     """Return the lengths of the next row with how often each stands in it, longest first."""
     pattern = []

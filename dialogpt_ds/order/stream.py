@@ -89,6 +89,7 @@ class RowStream:
         self.source = source
         self._plan: EpochPlan | None = None
         self._windows: dict[tuple[int, int], Window] = {}
+        self._counts: dict[tuple[int, int], int] = {}
 
     @property
     def num_examples(self) -> int:
@@ -112,13 +113,27 @@ class RowStream:
                 num_rows -= stop - position.row
                 started = position.epoch
             elif position.epoch > started + 1:
-                raise RunError(f"{self.directory.name}: no block of it can be read any more")
-            position = self._advance(plan, window, position, max(stop, position.row))
+                raise RunError(self._nothing_left())
+            position = self._advance(plan, window.num_rows, position, max(stop, position.row))
         return Rows.of(segments), position
+
+    def skip(self, position: Position, num_rows: int) -> Position:
+        """Return the position after `num_rows` rows, for less than their plan; raises as `rows` does."""
+        started = position.epoch
+        while num_rows > 0:
+            plan, rows = self._epoch(position.epoch), self._count(position)
+            taken = min(num_rows, max(rows - position.row, 0))
+            num_rows -= taken
+            if taken:
+                started = position.epoch
+            elif position.epoch > started + 1:
+                raise RunError(self._nothing_left())
+            position = self._advance(plan, rows, position, position.row + taken)
+        return position
 
     def window_rows(self, epoch: int, window: int) -> int:
         """Return the number of rows of a window; raises BadBlocksError."""
-        return self._window(Position(epoch, window))[1].num_rows
+        return self._count(Position(epoch, window))
 
     def num_windows(self) -> int:
         """Return the number of windows of an epoch."""
@@ -170,10 +185,24 @@ class RowStream:
             self._windows[place] = plan.window(position.window)
         return plan, self._windows[place]
 
+    def _count(self, position: Position) -> int:
+        """Return the number of rows of the window at a position, kept for the last few."""
+        place = (position.epoch, position.window)
+        if place in self._windows:
+            return self._windows[place].num_rows
+        if place not in self._counts:
+            if len(self._counts) >= 8:
+                self._counts.pop(next(iter(self._counts)))
+            self._counts[place] = self._epoch(position.epoch).count_rows(position.window)
+        return self._counts[place]
+
+    def _nothing_left(self) -> str:
+        return f"{self.directory.name}: no block of it can be read any more"
+
     @staticmethod
-    def _advance(plan: EpochPlan, window: Window, position: Position, stop: int) -> Position:
+    def _advance(plan: EpochPlan, num_rows: int, position: Position, stop: int) -> Position:
         """Return the position after row `stop` - 1; a place has one name, so the end of a window is the start of the next."""
-        if stop < window.num_rows:
+        if stop < num_rows:
             return Position(position.epoch, position.window, stop)
         if position.window + 1 < plan.num_windows:
             return Position(position.epoch, position.window + 1, 0)

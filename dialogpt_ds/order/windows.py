@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from dialogpt_ds.errors import RunError
-from dialogpt_ds.order.packing import Packing, one_per_row, pack
+from dialogpt_ds.order.packing import Packing, count_rows, one_per_row, pack
 from dialogpt_ds.order.permutation import permutation
 from dialogpt_ds.order.position import OrderKey, Position, SkippedBlock
 from dialogpt_ds.order.ranges import ranges
@@ -208,16 +208,23 @@ class EpochPlan:
         Raises:
             BadBlocksError: blocks whose small members can't be read.
         """
-        start, end = Position(self.epoch, number, 0), Position(self.epoch, number + 1, 0)
-        blocks = self.blocks[number * self.key.window_blocks : (number + 1) * self.key.window_blocks]
-        blocks = blocks[[self._skipped_since.get(int(block), end) > start for block in blocks]]
-        self.directory.fetch_ahead(self._next_shards(number))
+        end = Position(self.epoch, number + 1, 0)
+        blocks = self._blocks_of(number)
         shapes = self._read_all(blocks, self.directory.shape, lambda _: True)
         window = plan_window(shapes, blocks, self.key, self.epoch, number)
-        for since in sorted({self._since(block, end) for block in blocks} - {end}):
+        for since in sorted({self._since(block, end) for block in blocks} - {end}) if self._skipped_since else ():
             gone = sorted(int(block) for block in blocks if self._since(block, end) == since)
             window = window.without(gone, since.row, self.key)
         return window
+
+    def count_rows(self, number: int) -> int:
+        """Return the number of rows of a window for less than its plan; raises BadBlocksError."""
+        start, end = Position(self.epoch, number, 0), Position(self.epoch, number + 1, 0)
+        blocks = self._blocks_of(number)
+        if any(start < self._since(block, end) < end for block in blocks):
+            return self.window(number).num_rows
+        lengths = self._read_all(blocks, lambda block: self.directory.shape(block).example_lengths(), lambda _: True)
+        return count_rows(_joined(lengths, np.int64), self.key.row_length) if self.key.packed else sum(map(len, lengths))
 
     def content(self, number: int, window: Window) -> WindowTokens:
         """Return the tokens of a window's examples; those of the last window are kept.
@@ -230,6 +237,15 @@ class EpochPlan:
             blocks = self._read_all(window.blocks, self._block, self._shape_lost)
             self._content = (number, WindowTokens.of(join_blocks(blocks)))
         return self._content[1]
+
+    def _blocks_of(self, number: int) -> np.ndarray:
+        """Return the blocks of a window but those skipped since before it."""
+        self.directory.fetch_ahead(self._next_shards(number))
+        blocks = self.blocks[number * self.key.window_blocks : (number + 1) * self.key.window_blocks]
+        if not self._skipped_since:
+            return blocks
+        start, end = Position(self.epoch, number, 0), Position(self.epoch, number + 1, 0)
+        return blocks[[self._since(block, end) > start for block in blocks]]
 
     def _next_shards(self, number: int) -> list[int]:
         """Return the shards of a window's group and of the group after it, which may be the next epoch's first."""

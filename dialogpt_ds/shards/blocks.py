@@ -1,6 +1,7 @@
 """A block: about a thousand examples as four arrays, and their form as members of a tar. Writer and reader share this module."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,13 @@ MEMBERS = ("tokens.npy", "turn_lengths.npy", "turn_weights.npy", "turns_per_exam
 """Members of a block, in the order in which they lie in the tar."""
 SMALL_MEMBERS = MEMBERS[1:]
 """What a plan needs; the tokens are read only for the rows that a rank trains on."""
+
+
+_USUAL_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype><[uf][248])', 'fortran_order': False, 'shape': \((?P<count>\d+),\), \} *\n",
+    re.DOTALL,
+)
+"""How `_to_npy` begins; NumPy's own reader of headers, which evaluates Python, takes a third of the time of a plan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +121,11 @@ def array_from_npy(content: memoryview | bytes) -> np.ndarray:
     Raises:
         ValueError: the content is no .npy file, or cut short.
     """
+    usual = _USUAL_NPY.match(content)
+    if usual is not None:
+        dtype, count, start = np.dtype(usual["dtype"].decode()), int(usual["count"]), usual.end()
+        if len(content) == start + count * dtype.itemsize:
+            return np.frombuffer(content, dtype, count=count, offset=start)
     header = io.BytesIO(bytes(content[:1024]))
     if np.lib.format.read_magic(header) != (1, 0):
         raise ValueError("not .npy version 1.0")

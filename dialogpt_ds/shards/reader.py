@@ -1,7 +1,7 @@
 """Reading blocks at random from the tars, by the offsets of the index, memory-mapped and checked."""
 
 import mmap
-import tarfile
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -19,6 +19,10 @@ OPEN_SHARDS = 16
 """Shards that stay mapped at once; a window draws from a few."""
 HEADER = 512
 """Bytes of a tar header; content is padded to a multiple of it."""
+
+
+_USTAR = re.compile(rb"(?P<name>[^\0]{1,100})\0*.{24}(?P<size>[0-7]{11})\0.{121}ustar.*", re.DOTALL)
+"""Name and size in a member's header (POSIX 1003.1, ustar); tarfile's own reader takes half of the time of a plan."""
 
 
 class DamagedShardError(RunError):
@@ -115,18 +119,17 @@ class ShardDirectory:
         position = int(self.index.offset[block])
         found: dict[str, memoryview] = {}
         for number, name in enumerate(MEMBERS):
-            try:
-                info = tarfile.TarInfo.frombuf(bytes(region[position : position + HEADER]), "utf-8", "strict")
-            except tarfile.TarError as error:
+            header = _USTAR.fullmatch(region[position : position + HEADER])
+            if header is None:
                 raise DamagedShardError(
-                    f"{self._place(block)}, member {name}, offset {position:,}: no tar header ({error}); "
-                    "copy or make the shard again"
-                ) from error
-            content = region[position + HEADER : position + HEADER + info.size]
+                    f"{self._place(block)}, member {name}, offset {position:,}: no tar header; copy or make the shard again"
+                )
+            size = int(header["size"], 8)
+            content = region[position + HEADER : position + HEADER + size]
             if name in names:
-                self._check(block, number, info.name, position, content)
+                self._check(block, number, header["name"].decode("utf-8", "replace"), position, content)
                 found[name] = content
-            position += HEADER + -(-info.size // HEADER) * HEADER
+            position += HEADER + -(-size // HEADER) * HEADER
         return found
 
     def _check(self, block: int, number: int, member: str, position: int, content: memoryview) -> None:

@@ -1,5 +1,6 @@
 """The rows that a run trains on: where it is in them, and what all ranks do about a block that can't be read."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,8 @@ class TrainingData:
         """The next row to be trained on: what a checkpoint keeps."""
         self._device = device
         self._batches: Iterator[RankStep | Failure] | None = None
+        self.seconds_waited = 0.0
+        """How long this rank waited for its share of the last step."""
 
     @property
     def num_skipped_blocks(self) -> int:
@@ -50,7 +53,9 @@ class TrainingData:
         while True:
             if self._batches is None:
                 self._batches = self._start()
+            started = time.perf_counter()
             outcome = next(self._batches)
+            self.seconds_waited = time.perf_counter() - started
             failures = all_reports(outcome if isinstance(outcome, Failure) else None, self._device)
             if not failures:
                 assert isinstance(outcome, RankStep)

@@ -44,10 +44,12 @@ class _Steps(IterableDataset[RankStep | Failure]):
         position = self.position
         try:
             for step in itertools.count():
+                if step % workers != mine:
+                    position = stream.skip(position, self.share.global_rows)
+                    continue
                 batch = stream.batch(position, self.share.global_rows)
                 position = batch.position_after
-                if step % workers == mine:
-                    yield rank_step(batch, self.share, stream.row_length, self.padding_id)
+                yield rank_step(batch, self.share, stream.row_length, self.padding_id)
         except BadBlocksError as error:
             yield Failure(str(error), tuple(error.blocks))
         except (RunError, OSError) as error:

@@ -77,7 +77,6 @@ class TrainingRun:
     def _step(self) -> None:
         started = time.perf_counter()
         step, warnings = self.data.next_step()
-        seconds_data = time.perf_counter() - started
         if self.recorder is not None:
             for warning in warnings:
                 self.recorder.say(warning)
@@ -89,7 +88,7 @@ class TrainingRun:
         seconds = time.perf_counter() - started
         self.state.add_step(step, result.loss, seconds, self.settings.row_length)
         if self.recorder is not None:
-            self._record(step, result, rate, seconds, seconds_data)
+            self._record(step, result, rate, seconds)
         if not math.isfinite(result.loss):
             raise RunError(
                 f"the loss of step {self.state.global_step} is {result.loss} (learning rate {rate:.3e}, gradient norm "
@@ -97,7 +96,7 @@ class TrainingRun:
                 "warmup_steps, or train in bf16 or fp32."
             )
 
-    def _record(self, step: RankStep, result: StepResult, rate: float, seconds: float, seconds_data: float) -> None:
+    def _record(self, step: RankStep, result: StepResult, rate: float, seconds: float) -> None:
         assert self.recorder is not None
         facts = {
             "lr": rate,
@@ -111,7 +110,7 @@ class TrainingRun:
             "skipped_blocks": self.data.num_skipped_blocks,
             "skipped_examples": self.data.num_skipped_examples,
         }
-        values = step_values(result, self.state, facts, seconds, seconds_data, self.settings.row_length)
+        values = step_values(result, self.state, facts, seconds, self.data.seconds_waited, self.settings.row_length)
         self.recorder.step(values, self.state)
 
     def _evaluate(self) -> bool:

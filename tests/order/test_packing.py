@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from dialogpt_ds.order.packing import one_per_row, pack
+from dialogpt_ds.order.packing import count_rows, one_per_row, pack
 from dialogpt_ds.order.permutation import permutation
 
 
@@ -40,6 +40,13 @@ def test_packing_is_first_fit_decreasing(lengths: list[int], row_length: int) ->
     assert sorted(e for row in rows for e in row) == list(range(len(lengths)))
     expected = first_fit_decreasing(lengths, row_length)
     assert sorted(sorted(lengths[e] for e in row) for row in rows) == sorted(sorted(lengths[e] for e in row) for row in expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=120), st.integers(40, 100))
+def test_rows_are_counted_as_they_are_packed(lengths: list[int], row_length: int) -> None:
+    array = np.array(lengths, np.int64)
+    assert count_rows(array, row_length) == pack(array, row_length).num_rows
 
 
 def test_sums_per_row_and_reordering() -> None:

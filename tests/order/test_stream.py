@@ -136,6 +136,16 @@ def test_the_blocks_of_an_epoch_are_each_once_in_groups_of_shards_and_never_chan
     assert hashlib.sha256(blocks.astype("<i8").tobytes()).hexdigest()[:16] == "c0eee98166690c5d"
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_skipping_over_rows_ends_where_taking_them_does(directory: ShardDirectory, packed: bool) -> None:
+    key = key_of([directory], packed=packed)
+    stream, position = mixture_of([directory], key), START
+    for rows in (1, 5, 30, 64, 200, 3):
+        after = stream.batch(position, rows).position_after
+        assert mixture_of([directory], key).skip(position, rows) == after
+        position = after
+
+
 def test_facts_of_a_step_are_those_of_its_rows(directory: ShardDirectory) -> None:
     batch = mixture_of([directory]).batch(START, 37)
     micro = rank_step(batch, Share(0, 1, 37, 1), ROW, EOS).micro_batches[0]
