@@ -1,6 +1,7 @@
 """The conversations of the PyPI package chitchat-dataset (BYU PCC lab, MIT): 7,168 chats between two people."""
 
 import json
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,14 @@ def packaged_file() -> Path:
     if spec is None or spec.origin is None:
         raise UserError("--format chitchat without --input needs the package: pip install chitchat-dataset")
     return Path(spec.origin).parent / "dataset.json"
+
+
+def looks_like(path: Path) -> bool:
+    """Return whether a JSON file has the package's shape, from its first characters: chats by a key, each an object with messages."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return (
+            re.match(r"\s*\{\s*\"[^\"]*\"\s*:\s*\{.{0,20000}?\"messages\"\s*:\s*\[\s*\[", file.read(30_000), re.DOTALL) is not None
+        )
 
 
 def records(path: Path) -> Iterator[Record]:

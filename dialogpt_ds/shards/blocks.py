@@ -76,6 +76,18 @@ class Block(Shape):
             self.tokens[tokens[first] : tokens[last]],
         )
 
+    def select(self, wanted: np.ndarray) -> "Block":
+        """Return the examples that are `wanted`, [examples] bool."""
+        if wanted.all():
+            return self
+        turns = np.repeat(wanted, self.turns_per_example)
+        return Block(
+            self.turn_lengths[turns],
+            self.turn_weights[turns],
+            self.turns_per_example[wanted],
+            self.tokens[np.repeat(turns, self.turn_lengths)],
+        )
+
     def to_members(self) -> dict[str, bytes]:
         """Return the members of the block as files in NumPy's .npy format."""
         arrays = (self.tokens, self.turn_lengths, self.turn_weights, self.turns_per_example)

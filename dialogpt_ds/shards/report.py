@@ -2,11 +2,16 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dialogpt_ds.conversations.filters import RULES
 from dialogpt_ds.files import replace_text
+from dialogpt_ds.shards.parts import Part
 
 REPORT = "report.json"
 REJECTS = "rejects.jsonl"
@@ -17,6 +22,11 @@ class Balance:
     """Counts of one part of the input; parts add up."""
 
     conversations: int = 0
+    """Everything that could be read, what is not written included."""
+    duplicates: int = 0
+    """Conversations that are equal to an earlier one, where --dedupe leaves them out."""
+    filtered: Counter[str] = field(default_factory=Counter)
+    """Conversations that are left out, by rule."""
     without_target: int = 0
     """Conversations with no turn to learn: well-formed, counted, not written."""
     empty_turns: int = 0
@@ -27,7 +37,7 @@ class Balance:
     tokens: int = 0
     """Stored tokens; turns that are repeated as context count each time."""
     targets_in: int = 0
-    """Tokens, with their EOS, of every turn with weight > 0 that is not the first of its conversation."""
+    """Tokens, with their EOS, of every turn with weight > 0 that is not the first of its conversation, duplicates and filtered aside."""
     targets_written: int = 0
     targets_cut: int = 0
     """Lost ends of targets that alone exceed max_seq_length."""
@@ -61,6 +71,36 @@ class Balance:
         assert self.targets_in == self.targets_written + self.targets_cut, vars(self)
         assert self.examples == self.lengths_histogram.total(), vars(self)
 
+    @classmethod
+    def of(cls, part: Part, wanted: np.ndarray, duplicates: np.ndarray) -> "Balance":
+        """Count the conversations of a part that are `wanted` ([conversations] bool); of them some may be `duplicates`."""
+        columns = part.columns
+        filtered = wanted & (columns["rule"] > 0)
+        twice = wanted & duplicates & ~filtered
+        kept = wanted & ~filtered & ~twice
+
+        def total(name: str) -> int:
+            return int(columns[name][kept].sum())
+
+        lengths = part.block.example_lengths()[np.repeat(kept, columns["examples"])]
+        return cls(
+            conversations=int(wanted.sum()),
+            duplicates=int(twice.sum()),
+            filtered=Counter({RULES[rule]: count for rule, count in _counts(columns["rule"][filtered])}),
+            without_target=int((columns["examples"][kept] == 0).sum()),
+            empty_turns=total("empty_turns"),
+            examples=total("examples"),
+            tokens=int(lengths.sum()),
+            targets_in=total("targets_in"),
+            targets_written=total("targets_written"),
+            targets_cut=total("targets_cut"),
+            turns_cut=total("turns_cut"),
+            text_bytes=total("text_bytes"),
+            text_tokens=total("text_tokens"),
+            turns_histogram=Counter(dict(_counts(columns["turns"][kept]))),
+            lengths_histogram=Counter(dict(_counts(lengths))),
+        )
+
     def to_json(self, seconds: float, peak_memory_bytes: int) -> dict[str, Any]:
         """Return the content of report.json."""
         return {
@@ -68,9 +108,9 @@ class Balance:
             "conversations": self.conversations,
             "without_target": self.without_target,
             "empty_turns": self.empty_turns,
-            "duplicates": 0,
+            "duplicates": self.duplicates,
             "rejects": dict(sorted(self.rejects.items())),
-            "filtered": {},
+            "filtered": dict(sorted(self.filtered.items())),
             "examples": self.examples,
             "tokens": self.tokens,
             "target_tokens": {
@@ -91,15 +131,29 @@ class Balance:
 
     def lines(self) -> list[str]:
         """Return the balance as a person reads it, one line per account."""
-        rejects = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.rejects.items())) or "none"
-        return [
+        left_out = self.duplicates + self.filtered.total()
+        reasons = [*sorted(self.filtered.items()), *([("duplicates", self.duplicates)] if self.duplicates else [])]
+        ratio = f"{self.text_bytes / self.text_tokens:.2f}" if self.text_tokens else "no"
+        lines = [
             f"records        {self.records:>13,} = conversations {self.conversations:,} + rejects {self.rejects.total():,}",
-            f"rejects        {self.rejects.total():>13,}   ({rejects})",
+            f"rejects        {self.rejects.total():>13,}   ({_listed(self.rejects.items())})",
+            f"left out       {left_out:>13,}   ({_listed(reasons)})",
             f"without target {self.without_target:>13,}   conversations, counted and not written",
             f"target tokens  {self.targets_in:>13,} = written {self.targets_written:,} + cut {self.targets_cut:,} "
             f"(ends of {self.turns_cut:,} turns longer than the limit)",
             f"examples       {self.examples:>13,}   holding {self.tokens:,} tokens, context included",
+            f"text           {self.text_bytes:>13,}   bytes, {ratio} bytes a token",
         ]
+        return lines if left_out else [line for line in lines if not line.startswith("left out")]
+
+
+def _listed(items: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(items)) or "none"
+
+
+def _counts(values: np.ndarray) -> list[tuple[int, int]]:
+    found, counts = np.unique(values, return_counts=True)
+    return list(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def write_report(folder: Path, content: dict[str, Any]) -> None:

@@ -21,8 +21,9 @@ from dialogpt_ds.order.batches import Share
 from dialogpt_ds.order.mixture import Mixture, MixtureKey
 from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.order.windows import BLOCKS_PER_WINDOW, SHARDS_PER_GROUP
+from dialogpt_ds.shards.arguments import ShardArguments
 from dialogpt_ds.shards.cache import CacheSettings
-from dialogpt_ds.shards.make import ShardArguments, write_shards
+from dialogpt_ds.shards.make import write_shards
 from dialogpt_ds.shards.manifest import TOKENIZER
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.tokenization import find_tokenizer, vocabulary_sha256

@@ -84,10 +84,12 @@ def test_compressed_input_is_read_like_plain(tmp_path: Path) -> None:
     import gzip
     import lzma
 
+    from backports import zstd
+
     content = b"1.0 a\t1.0 b\r\n1.0 c\t1.0 d"
-    for suffix, module in {".gz": gzip, ".bz2": bz2, ".xz": lzma}.items():
+    for suffix, module in {".gz": gzip, ".bz2": bz2, ".xz": lzma, ".zst": zstd}.items():
         file = tmp_path / f"a.tsv{suffix}"
-        file.write_bytes(module.compress(content))  # type: ignore[attr-defined]
+        file.write_bytes(module.compress(content[:20]) + module.compress(content[20:]))  # type: ignore[attr-defined]
         source = open_inputs([str(file)], "auto", "auto")[0]
         assert [source.read(record).turns[1].text for record in source.records()] == ["b", "d"]
 
@@ -96,13 +98,19 @@ def test_a_truncated_compressed_file_is_an_error(tmp_path: Path) -> None:
     import gzip
     import random
 
+    from backports import zstd
+
     file = tmp_path / "a.tsv.gz"
     random.seed(0)
-    text = "".join(f"1.0 {random.random()}\t1.0 {random.random()}\n" for _ in range(20_000))
+    text = "".join(f"1.0 {random.random()}\t1.0 {random.random()}\n" for _ in range(60_000))
     file.write_bytes(gzip.compress(text.encode())[:-100_000])
     source = open_inputs([str(file)], "auto", "yes")[0]
     with pytest.raises(UserError, match="can't be read to its end"):
         list(source.records())
+    short = tmp_path / "short.tsv.zst"
+    short.write_bytes(zstd.compress(text.encode())[:-100_000])
+    with pytest.raises(UserError, match=r"short.tsv.zst can't be read to its end"):
+        list(open_inputs([str(short)], "auto", "yes")[0].records())
 
 
 def test_an_evaluation_file_is_a_source_with_references_or_the_training_format(tmp_path: Path) -> None:

@@ -133,15 +133,6 @@ def test_a_conversation_without_a_target_is_counted_and_no_reject(tmp_path: Path
     assert (report["conversations"], report["without_target"], report["examples"], report["rejects"]) == (2, 1, 1, {})
 
 
-def test_a_finished_directory_is_not_overwritten_and_an_unfinished_one_is_cleared(tmp_path: Path) -> None:
-    source = write_tsv(tmp_path / "a.tsv", 20)
-    make(source, tmp_path / "out")
-    with pytest.raises(UserError, match="already holds finished shards"):
-        make(source, tmp_path / "out")
-    (tmp_path / "out" / "manifest.json").unlink()
-    assert any("unfinished run" in line for line in make(source, tmp_path / "out"))
-
-
 def test_damage_is_found_with_its_place(tmp_path: Path) -> None:
     make(write_tsv(tmp_path / "a.tsv", 50), tmp_path / "out")
     shard = tmp_path / "out" / "shard-000000.tar"

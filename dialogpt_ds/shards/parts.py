@@ -1,0 +1,182 @@
+"""Parts: a run of records from one input file, and what they became, as one file that is whole or absent.
+
+Where parts begin depends on the input alone, so any number of processes on any number of machines makes the same ones, and a run that was
+killed goes on from those that are finished.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dialogpt_ds.conversations.conversation import Record
+from dialogpt_ds.conversations.files import lines_of
+from dialogpt_ds.conversations.inputs import Input
+from dialogpt_ds.errors import UserError
+from dialogpt_ds.files import replace_file
+from dialogpt_ds.shards.blocks import Block
+
+PART_BYTES = 2 << 20
+"""Text of a part, about: a tenth of a second to some tenths of work."""
+PARTS = "parts"
+"""Folder for them, in the output folder; gone when the shards are finished."""
+
+
+@dataclass(frozen=True)
+class PartTask:
+    """What one part is to be made of."""
+
+    number: int
+    """Among all parts of all inputs."""
+    source: Input
+    start: int = 0
+    """The part has the lines that begin in the bytes from here ..."""
+    stop: int = 0
+    """... up to here."""
+    records: Sequence[Record] | None = None
+    """Its records, of inputs that can only be read from their start."""
+
+    def read(self) -> Iterator[Record]:
+        """Yield the part's records; those of a range of bytes are numbered from 1."""
+        if self.records is not None:
+            yield from self.records
+            return
+        with open(self.source.path, "rb") as file:
+            if self.start:
+                file.seek(self.start - 1)
+                file.readline()  # the line that began before
+            yield from self.source.line_records(lines_of(_until(file, self.stop), self.source.path, self.start == 0))
+
+    def content_sum(self) -> str:
+        """Return a checksum of the records at hand; empty for a range of bytes, whose file is known by its size and time."""
+        digest = hashlib.blake2b(digest_size=16)
+        for record in self.records or ():
+            fields = [record.content] if isinstance(record.content, bytes) else record.content
+            for text in fields:
+                raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+                digest.update(len(raw).to_bytes(8, "little") + raw)
+        return digest.hexdigest() if self.records is not None else ""
+
+
+def _until(file: Any, stop: int) -> Iterator[bytes]:
+    """Yield the lines that begin before byte `stop`."""
+    position = file.tell()
+    while position < stop:
+        line = file.readline()
+        if not line:
+            return
+        position += len(line)
+        yield line
+
+
+def all_tasks(inputs: Sequence[Input]) -> Iterator[PartTask]:
+    """Yield the parts of all inputs in order; raises UserError where one can't be read to its end."""
+    number = 0
+    for source in inputs:
+        for task in _tasks_of(source, number):
+            yield task
+            number += 1
+
+
+def _tasks_of(source: Input, number: int) -> Iterator[PartTask]:
+    if source.by_lines:
+        size = Path(source.path).stat().st_size
+        for count, start in enumerate(range(0, size, PART_BYTES)):
+            yield PartTask(number + count, source, start, min(start + PART_BYTES, size))
+        return
+    waiting: list[Record] = []
+    size = 0
+    for record in source.records():
+        waiting.append(record)
+        size += len(record.content) if isinstance(record.content, bytes) else sum(map(len, record.content))
+        if size >= PART_BYTES:
+            yield PartTask(number, source, records=waiting)
+            waiting, size, number = [], 0, number + 1
+    if waiting:
+        yield PartTask(number, source, records=waiting)
+
+
+class Reject(NamedTuple):
+    """One line of rejects.jsonl."""
+
+    file: str
+    line: int
+    reason: str
+    text: str
+
+
+COLUMNS: dict[str, type] = {
+    "digest": np.uint64,
+    "split": np.uint8,
+    "rule": np.uint8,
+    "turns": np.int32,
+    "empty_turns": np.int32,
+    "text_bytes": np.int64,
+    "text_tokens": np.int64,
+    "targets_in": np.int64,
+    "targets_written": np.int64,
+    "targets_cut": np.int64,
+    "turns_cut": np.int32,
+    "examples": np.int32,
+}
+"""What a part says of each conversation."""
+
+
+@dataclass(eq=False)
+class Part:
+    """What the records of a part became."""
+
+    columns: dict[str, np.ndarray]
+    """[conversations] by name; `digest` is [conversations, 2], a 128-bit hash of the conversation's texts."""
+    block: Block
+    """The examples of all conversations, in order; what is filtered has none."""
+    rejects: list[Reject] = field(default_factory=list)
+    num_lines: int = 0
+    """Records that a range of bytes has, to number those of the next."""
+    content_sum: str = ""
+
+    def save(self, path: Path) -> None:
+        """Write the part in one step."""
+        facts = {"rejects": self.rejects, "num_lines": self.num_lines, "content_sum": self.content_sum}
+        text = np.frombuffer(json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace"), np.uint8)
+        arrays: dict[str, Any] = self.columns | {f"block_{name}": array for name, array in vars(self.block).items()}
+        with replace_file(path) as file:
+            np.savez(file, facts=text, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "Part":
+        """Read a part back.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                facts = json.loads(arrays["facts"].tobytes())
+                block = Block(**{name: arrays[f"block_{name}"] for name in Block.__dataclass_fields__})
+                columns = {name: arrays[name] for name in COLUMNS}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is damaged ({error!r}); delete it and run the command again") from error
+        return cls(columns, block, [Reject(*reject) for reject in facts["rejects"]], facts["num_lines"], facts["content_sum"])
+
+
+def read_digests(path: Path) -> np.ndarray:
+    """Return the hashes of a part's conversations that no rule leaves out; the others get one of their own, so that none equals them."""
+    with np.load(path, allow_pickle=False) as arrays:
+        digests, filtered = arrays["digest"], np.flatnonzero(arrays["rule"])
+    digests[filtered, 0], digests[filtered, 1] = np.uint64(_number(path)), filtered.astype(np.uint64)
+    return digests
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """Return the file of a part."""
+    return folder / PARTS / f"part-{number:06d}.npz"
