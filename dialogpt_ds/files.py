@@ -10,19 +10,24 @@ from typing import IO, Any
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of `path` in one step when the block ends without an error."""
+def replace_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes the place of `path` in one step when the block ends without an error.
+
+    Not `durable`: whole after any end of the program, but not after a power cut; for what has a checksum and can be made again.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         with open(unfinished, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:

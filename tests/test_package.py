@@ -12,7 +12,7 @@ import pytest
 from dialogpt_ds.config.arguments import TrainingArguments
 from tests.conftest import ROOT
 
-COMMANDS = ("dialogpt-plot", "dialogpt-replies", "dialogpt-shards", "dialogpt-train")
+COMMANDS = ("dialogpt-inspect", "dialogpt-plot", "dialogpt-replies", "dialogpt-shards", "dialogpt-train")
 
 
 @pytest.fixture(scope="module")

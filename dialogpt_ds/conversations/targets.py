@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from dialogpt_ds.conversations.conversation import Conversation, Turn
+from dialogpt_ds.conversations.conversation import Conversation
 
 Targets = Literal["input", "all", "last", "assistant"]
 """input: as the input says, and where it says nothing as its format does; all: every turn but the first; last: the last; assistant: the
@@ -23,22 +23,19 @@ def turn_weights(conversation: Conversation, targets: Targets, format_default: T
     turns = conversation.turns
     if not turns:
         return []
+    kind = format_default if targets == "input" else targets
+    stated = targets == "input" and not persona and all(turn.weight is not None for turn in turns)
     if persona:
         weights = [float(turn.role == persona) for turn in turns]
-    elif targets == "input" and all(turn.weight is not None for turn in turns):
+    elif stated:
         weights = [turn.weight or 0.0 for turn in turns]
+    elif kind == "all":
+        weights = [1.0] * len(turns)
+    elif kind == "assistant" and not (targets == "input" and all(turn.role is None for turn in turns)):
+        weights = [float((turn.role or "").lower() in ASSISTANTS) for turn in turns]
     else:
-        kind = format_default if targets == "input" else targets
-        if kind == "assistant" and targets == "input" and all(turn.role is None for turn in turns):
-            kind = "last"
-        weights = [_weight(turn, kind, number == len(turns) - 1) for number, turn in enumerate(turns)]
+        weights = [0.0] * (len(turns) - 1) + [1.0]
     return [0.0, *weights[1:]]
-
-
-def _weight(turn: Turn, kind: Targets, last: bool) -> float:
-    if kind == "assistant":
-        return float((turn.role or "").lower() in ASSISTANTS)
-    return float(kind == "all" or last)
 
 
 def reversed_direction(conversation: Conversation, weights: list[float]) -> tuple[Conversation, list[float]]:

@@ -1,9 +1,12 @@
 """From records to a part: what runs in worker processes."""
 
 import hashlib
+import struct
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from dialogpt_ds.conversations.inputs import Input
 from dialogpt_ds.conversations.targets import Targets, reversed_direction, turn_weights
 from dialogpt_ds.shards.blocks import Block, smallest_dtype
 from dialogpt_ds.shards.examples import cut_conversation
-from dialogpt_ds.shards.parts import COLUMNS, Part, PartTask, Reject
+from dialogpt_ds.shards.parts import COLUMNS, DIGEST, Part, PartTask, Reject
 from dialogpt_ds.tokenization import Encode, find_tokenizer, make_encoder
 
 TRAIN, VALIDATION = "train", "validation"
@@ -36,6 +39,10 @@ class EncodingSettings:
     validation_fraction: float
 
 
+tokenizer_of = lru_cache(maxsize=1)(find_tokenizer)
+"""The tokenizer of that name; finding one takes a second."""
+
+
 @lru_cache(maxsize=1)
 def part_encoder(settings: EncodingSettings) -> "PartEncoder":
     """Return the encoder of this process: it takes a second to build, and forked processes inherit it."""
@@ -46,7 +53,7 @@ class PartEncoder:
     """Reads, filters, encodes and cuts records; a pure function of them, whatever process it runs in."""
 
     def __init__(self, settings: EncodingSettings) -> None:
-        tokenizer = find_tokenizer(settings.tokenizer)
+        tokenizer = tokenizer_of(settings.tokenizer)
         self.settings = settings
         self.encode: Encode = make_encoder(tokenizer)
         self.eos_id: int = tokenizer.eos_token_id
@@ -72,50 +79,80 @@ class PartEncoder:
     def _take(self, source: Input, conversation: Conversation, made: "_Made") -> None:
         """Enter a conversation's columns, and its examples where it is not filtered."""
         settings = self.settings
-        digest = digest_of(conversation)
-        row = dict.fromkeys(COLUMNS, 0)
-        row["split"] = int(digest[0] < settings.validation_fraction * 2**64)
-        row["turns"] = len(conversation.turns)
-        row["rule"] = RULES.index(self.rule_of(conversation) or "")
-        if not row["rule"]:
-            self._cut(source, conversation, row, made)
+        digest, text_bytes = digest_of(conversation)
+        rule = self.rule_of(conversation)
+        row = _Row(
+            split=int(digest[0] < settings.validation_fraction * 2**64),
+            rule=RULES.index(rule) if rule else 0,
+            turns=len(conversation.turns),
+        )
+        if not row.rule:
+            weights = turn_weights(conversation, settings.targets, source.default_targets, settings.persona)
+            if settings.reverse:
+                conversation, weights = reversed_direction(conversation, weights)
+            row.text_bytes = text_bytes
+            self._encode(conversation, weights, row, made)
         made.digests.append(digest)
-        made.rows.append(tuple(row.values()))
+        made.rows.append(row)
 
-    def _cut(self, source: Input, conversation: Conversation, row: dict[str, int], made: "_Made") -> None:
-        settings = self.settings
-        weights = turn_weights(conversation, settings.targets, source.default_targets, settings.persona)
-        if settings.reverse:
-            conversation, weights = reversed_direction(conversation, weights)
-        turns = conversation.turns
-        ids = [[*self.encode(turn.text), self.eos_id] for turn in turns]
-        row["empty_turns"] = sum(not turn.text for turn in turns)
-        row["text_bytes"] = sum(len(turn.text) if turn.text.isascii() else len(turn.text.encode("utf-8")) for turn in turns)
-        lengths = [len(turn) for turn in ids]
-        row["text_tokens"] = sum(lengths) - len(lengths)
-        if settings.two_turn:
-            for first in (n - 1 for n in range(1, len(turns)) if weights[n] > 0):
-                self._add(ids[first : first + 2], lengths[first : first + 2], [0.0, weights[first + 1]], row, made)
-        else:
-            self._add(ids, lengths, weights, row, made)
+    def _encode(self, conversation: Conversation, weights: list[float], row: "_Row", made: "_Made") -> None:
+        """Encode a conversation's turns one behind the other, and cut them."""
+        encode, eos = self.encode, self.eos_id
+        ids: list[int] = []
+        lengths: list[int] = []
+        for turn in conversation.turns:
+            tokens = encode(turn.text)
+            ids += tokens
+            ids.append(eos)
+            lengths.append(len(tokens) + 1)
+            row.empty_turns += not turn.text
+        row.text_tokens = len(ids) - len(lengths)
+        if not self.settings.two_turn:
+            self._cut(ids, lengths, weights, row, made)
+            return
+        ends = [0, *accumulate(lengths)]
+        for new in (n for n, weight in enumerate(weights) if weight > 0):
+            pair = slice(new - 1, new + 1)
+            self._cut(ids[ends[new - 1] : ends[new + 1]], lengths[pair], [0.0, weights[new]], row, made)
 
-    def _add(self, ids: list[list[int]], lengths: list[int], weights: list[float], row: dict[str, int], made: "_Made") -> None:
+    def _cut(self, ids: list[int], lengths: list[int], weights: list[float], row: "_Row", made: "_Made") -> None:
         """Cut a run of turns into examples, and count its targets."""
-        row["targets_in"] += sum(length for length, weight in zip(lengths, weights, strict=True) if weight > 0)
-        for example in cut_conversation(lengths, weights, self.settings.max_seq_length):
-            row["examples"] += 1
-            made.turns_per_example.append(len(example))
-            for part in example:
-                turn = ids[part.turn]
-                size = part.stop - part.start
-                made.tokens += turn if size == len(turn) else turn[part.start : part.stop]
-                made.turn_lengths.append(size)
-                made.turn_weights.append(part.weight)
-                if part.weight > 0:
-                    lost = lengths[part.turn] - part.stop
-                    row["targets_written"] += size
-                    row["targets_cut"] += lost
-                    row["turns_cut"] += lost > 0
+        targets_in = sum([length for length, weight in zip(lengths, weights, strict=True) if weight > 0])
+        lost = 0
+        for first, new, last, begin, end in cut_conversation(lengths, weights, self.settings.max_seq_length):
+            row.examples += 1
+            made.tokens += ids[begin:end]
+            taken = lengths[first : last + 1]
+            too_long = sum(taken) - (end - begin)
+            if too_long:  # only an example of one new turn and the end of the one before it
+                cut = max(taken[1] - (end - begin - 1), 0)
+                taken = [taken[0] - (too_long - cut), taken[1] - cut]
+                lost += cut
+                row.turns_cut += cut > 0
+            made.turn_lengths += taken
+            made.turn_weights += [0.0] * (new - first)
+            made.turn_weights += weights[new : last + 1]
+            made.turns_per_example.append(last + 1 - first)
+        row.targets_in += targets_in
+        row.targets_cut += lost
+        row.targets_written += targets_in - lost
+
+
+@dataclass
+class _Row:
+    """What a part says of a conversation; see parts.COLUMNS."""
+
+    split: int
+    rule: int
+    turns: int
+    empty_turns: int = 0
+    text_bytes: int = 0
+    text_tokens: int = 0
+    targets_in: int = 0
+    targets_written: int = 0
+    targets_cut: int = 0
+    turns_cut: int = 0
+    examples: int = 0
 
 
 class _Made:
@@ -125,37 +162,41 @@ class _Made:
         self.token_dtype = token_dtype
         self.count_dtype = smallest_dtype(max_seq_length + 1)
         self.digests: list[tuple[int, int]] = []
-        self.rows: list[tuple[int, ...]] = []
+        self.rows: list[_Row] = []
         self.tokens: list[int] = []
         self.turn_lengths: list[int] = []
         self.turn_weights: list[float] = []
         self.turns_per_example: list[int] = []
 
     def part(self, rejects: list[Reject], num_lines: int, content_sum: str) -> Part:
-        table = np.array(self.rows, np.int64).reshape(len(self.rows), len(COLUMNS))
+        """Return the part as arrays."""
         columns: dict[str, np.ndarray] = {
-            name: table[:, place].astype(dtype) for place, (name, dtype) in enumerate(COLUMNS.items())
+            name: np.array([getattr(row, name) for row in self.rows], dtype) for name, dtype in COLUMNS.items() if name != DIGEST
         }
-        columns["digest"] = np.array(self.digests, np.uint64).reshape(len(self.digests), 2)
+        columns[DIGEST] = np.array(self.digests, np.uint64).reshape(len(self.digests), 2)
         block = Block(
-            np.array(self.turn_lengths, self.count_dtype),
+            _to_numpy(self.turn_lengths, self.count_dtype),
             np.array(self.turn_weights, np.float32),
-            np.array(self.turns_per_example, self.count_dtype),
-            np.array(self.tokens, self.token_dtype),
+            _to_numpy(self.turns_per_example, self.count_dtype),
+            _to_numpy(self.tokens, self.token_dtype),
         )
         return Part(columns, block, rejects, num_lines, content_sum)
 
 
-def digest_of(conversation: Conversation) -> tuple[int, int]:
-    """Return a 128-bit hash of a conversation's texts: equal for equal conversations, wherever they come from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for turn in conversation.turns:
-        text = turn.text.encode("utf-8")
-        digest.update(len(text).to_bytes(8, "little") + text)
-    whole = digest.digest()
-    return int.from_bytes(whole[:8], "little"), int.from_bytes(whole[8:], "little")
+def _to_numpy(numbers: list[int], dtype: np.dtype) -> np.ndarray:
+    """Return numbers from 0 to 2**32 - 1 as an array; a third of the time that NumPy takes for a list."""
+    return np.frombuffer(array("I", numbers), np.uintc).astype(dtype)
 
 
-def encode_part(task: PartTask, settings: EncodingSettings) -> Part:
-    """Make a part in this process."""
-    return part_encoder(settings)(task)
+def digest_of(conversation: Conversation) -> tuple[tuple[int, int], int]:
+    """Return a 128-bit hash of a conversation's texts, equal for equal conversations wherever they come from, and their UTF-8 bytes.
+
+    What is hashed is the number of turns, the characters of each, and all texts one behind the other.
+    """
+    texts = [turn.text for turn in conversation.turns]
+    whole = "".join(texts).encode("utf-8")
+    lengths = ",".join([str(len(text)) for text in texts])
+    digest = hashlib.blake2b(f"{lengths}:".encode(), digest_size=16)
+    digest.update(whole)
+    high, low = struct.unpack("<QQ", digest.digest())
+    return (high, low), len(whole)

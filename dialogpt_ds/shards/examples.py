@@ -1,18 +1,24 @@
 """Cutting a conversation into examples: runs of whole turns that fit, every target exactly once."""
 
+from itertools import accumulate
 from typing import NamedTuple
 
 
-class TurnSlice(NamedTuple):
-    """The tokens `start` to `stop` of turn number `turn`, with the weight the turn has in this example."""
+class Example(NamedTuple):
+    """Turns `first` to `last` of a conversation: its tokens `begin` to `end`, counted through the conversation.
 
-    turn: int
-    start: int
-    stop: int
-    weight: float
+    Turns before `new` are context, whatever their weight: they were learned in an earlier example. Where `begin` lies inside of turn
+    `first` or `end` inside of turn `last`, the rest of that turn is left out.
+    """
+
+    first: int
+    new: int
+    last: int
+    begin: int
+    end: int
 
 
-def cut_conversation(lengths: list[int], weights: list[float], max_seq_length: int) -> list[list[TurnSlice]]:
+def cut_conversation(lengths: list[int], weights: list[float], max_seq_length: int) -> list[Example]:
     """Cut a conversation into examples of at most `max_seq_length` tokens.
 
     New turns are taken greedily behind the turn before the first new one; then whole earlier turns go in front while they
@@ -21,60 +27,37 @@ def cut_conversation(lengths: list[int], weights: list[float], max_seq_length: i
 
         new 1 and 2 behind turn 0 (5+6+7 = 18); then new 3 behind turn 2 (7+4), and turn 1 in front of it (6+7+4 = 17).
 
+    A target that does not fit behind the turn before it gets what fits of that turn's end, at least its EOS; one as long as the limit or
+    longer loses its own end: it keeps `max_seq_length` - 1 tokens, so not its EOS.
+
     Args:
         lengths: tokens of each turn, its EOS included.
         weights: weight of each turn; the first is 0.
         max_seq_length: at least 2.
 
     Returns:
-        The examples in order, each a list of turn slices; empty when there is no target.
+        The examples in order; none when there is no target.
     """
     assert max_seq_length >= 2 and (not weights or weights[0] == 0), (max_seq_length, weights[:1])
     targets = [turn for turn, weight in enumerate(weights) if weight > 0]
+    starts = [0, *accumulate(lengths)]
     examples = []
-    done = 0
-    while done < len(targets):
-        first = targets[done]
-        if lengths[first - 1] + lengths[first] > max_seq_length:
-            examples.append(_trimmed(lengths, weights[first], first, max_seq_length))
-            done += 1
+    done, count = 0, len(targets)
+    while done < count:
+        new = last = targets[done]
+        first = new - 1
+        limit = starts[first] + max_seq_length
+        done += 1
+        if starts[new + 1] > limit:
+            kept = min(lengths[new], max_seq_length - 1)
+            end = starts[new] + kept
+            examples.append(Example(first, new, new, end - max_seq_length, end))
             continue
-        last = _last_new_turn(lengths, targets, done, max_seq_length)
-        start = _first_context_turn(lengths, first, last, max_seq_length)
-        slices = [TurnSlice(t, 0, lengths[t], weights[t] if t >= first else 0.0) for t in range(start, last + 1)]
-        examples.append(slices)
-        while done < len(targets) and targets[done] <= last:
+        while done < count and starts[targets[done] + 1] <= limit:
+            last = targets[done]
             done += 1
+        end = starts[last + 1]
+        while first > 0 and end - starts[first - 1] <= max_seq_length:
+            first -= 1
+        examples.append(Example(first, new, last, starts[first], end))
     return examples
-
-
-def _last_new_turn(lengths: list[int], targets: list[int], done: int, limit: int) -> int:
-    """Return the last target that fits behind the turn before target number `done`, with all turns between."""
-    first = last = targets[done]
-    used = lengths[first - 1] + lengths[first]
-    for target in targets[done + 1 :]:
-        used += sum(lengths[last + 1 : target + 1])
-        if used > limit:
-            break
-        last = target
-    return last
-
-
-def _first_context_turn(lengths: list[int], first: int, last: int, limit: int) -> int:
-    """Return the earliest turn from which everything up to `last` fits whole."""
-    start = first - 1
-    room = limit - sum(lengths[start : last + 1])
-    while start > 0 and lengths[start - 1] <= room:
-        start -= 1
-        room -= lengths[start]
-    return start
-
-
-def _trimmed(lengths: list[int], weight: float, target: int, limit: int) -> list[TurnSlice]:
-    """Return a target behind what fits of the turn before it: at least that turn's EOS.
-
-    A target as long as the limit or longer loses its end: it keeps `limit` - 1 tokens, so not its EOS.
-    """
-    kept = min(lengths[target], limit - 1)
-    before = lengths[target - 1]
-    return [TurnSlice(target - 1, before - (limit - kept), before, 0.0), TurnSlice(target, 0, kept, weight)]

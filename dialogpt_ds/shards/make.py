@@ -18,14 +18,14 @@ from dialogpt_ds.conversations.inputs import Input, open_inputs
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.shards.arguments import ShardArguments, Share, check_arguments, encoding_settings
 from dialogpt_ds.shards.dedupe import duplicates
-from dialogpt_ds.shards.encoding import SPLITS, EncodingSettings, part_encoder
+from dialogpt_ds.shards.encoding import SPLITS, EncodingSettings, part_encoder, tokenizer_of
 from dialogpt_ds.shards.executors import in_order, open_executor
 from dialogpt_ds.shards.manifest import TOKENIZER, Manifest, read_manifest
 from dialogpt_ds.shards.parts import Part, PartTask, Reject, all_tasks, part_path, read_digests
 from dialogpt_ds.shards.report import REJECTS, Balance, write_report
 from dialogpt_ds.shards.workplace import CONFIGURATION_KEY, Workplace, configuration_of
 from dialogpt_ds.shards.writer import ShardWriter, make_manifest
-from dialogpt_ds.tokenization import find_tokenizer, vocabulary_sha256
+from dialogpt_ds.tokenization import vocabulary_sha256
 
 __all__ = ["ShardArguments", "make_shards", "write_shards"]
 
@@ -52,8 +52,9 @@ def write_shards(arguments: ShardArguments, inputs: list[Input], say: Say) -> di
     for folder in (place.output, *place.folders.values()):
         make_folder(folder, "--output")
     with place.locked(share):
-        tokenizer = find_tokenizer(arguments.tokenizer)
-        configuration = configuration_of(arguments, inputs, vocabulary_sha256(tokenizer))
+        tokenizer = tokenizer_of(arguments.tokenizer)
+        vocabulary = vocabulary_sha256(tokenizer)
+        configuration = configuration_of(arguments, inputs, vocabulary)
         for source in inputs:
             say(source.describe())
         told = place.begin(configuration)
@@ -71,7 +72,7 @@ def write_shards(arguments: ShardArguments, inputs: list[Input], say: Say) -> di
         assembly = Assembly(arguments, place)
         _assemble(assembly, arguments, inputs, place)
         assembly.report(started, configuration, say)
-        manifests = assembly.finish(tokenizer, say)
+        manifests = assembly.finish(tokenizer, vocabulary, say)
         place.end()
     return manifests
 
@@ -199,12 +200,12 @@ class Assembly:
                     "No manifest was written."
                 )
 
-    def finish(self, tokenizer: Any, say: Say) -> dict[str, Manifest]:
+    def finish(self, tokenizer: Any, vocabulary: str, say: Say) -> dict[str, Manifest]:
         """Write index, tokenizer and manifest of each split, and return the manifests."""
         arguments = self.arguments
         facts = {
             "name": Path(arguments.tokenizer).name if Path(arguments.tokenizer).is_dir() else arguments.tokenizer,
-            "sha256": vocabulary_sha256(tokenizer),
+            "sha256": vocabulary,
             "eos_id": tokenizer.eos_token_id,
             "vocab_size": len(tokenizer),
             "max_seq_length": arguments.max_seq_length,

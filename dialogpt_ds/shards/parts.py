@@ -110,8 +110,9 @@ class Reject(NamedTuple):
     text: str
 
 
+DIGEST = "digest"
 COLUMNS: dict[str, type] = {
-    "digest": np.uint64,
+    DIGEST: np.uint64,
     "split": np.uint8,
     "rule": np.uint8,
     "turns": np.int32,
@@ -145,7 +146,7 @@ class Part:
         facts = {"rejects": self.rejects, "num_lines": self.num_lines, "content_sum": self.content_sum}
         text = np.frombuffer(json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace"), np.uint8)
         arrays: dict[str, Any] = self.columns | {f"block_{name}": array for name, array in vars(self.block).items()}
-        with replace_file(path) as file:
+        with replace_file(path, durable=False) as file:
             np.savez(file, facts=text, **arrays)
 
     @classmethod
@@ -168,7 +169,7 @@ class Part:
 def read_digests(path: Path) -> np.ndarray:
     """Return the hashes of a part's conversations that no rule leaves out; the others get one of their own, so that none equals them."""
     with np.load(path, allow_pickle=False) as arrays:
-        digests, filtered = arrays["digest"], np.flatnonzero(arrays["rule"])
+        digests, filtered = arrays[DIGEST], np.flatnonzero(arrays["rule"])
     digests[filtered, 0], digests[filtered, 1] = np.uint64(_number(path)), filtered.astype(np.uint64)
     return digests
 

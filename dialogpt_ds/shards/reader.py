@@ -107,38 +107,12 @@ class ShardDirectory:
         return Block(*self._arrays(block, (*SMALL_MEMBERS, MEMBERS[0])))
 
     def _arrays(self, block: int, names: Sequence[str]) -> list[np.ndarray]:
-        contents = self._members(block, names)
+        region = memoryview(self._map(block))
+        contents = members_of(region, int(self.index.offset[block]), self.index.crc32[block], names, self.place_of(block))
         try:
             return [array_from_npy(contents[name]) for name in names]
         except ValueError as error:
-            raise DamagedShardError(f"{self._place(block)}: {error}; copy or make the shard again") from error
-
-    def _members(self, block: int, names: Sequence[str]) -> dict[str, memoryview]:
-        """Return the wanted members' bytes, each checked against its CRC."""
-        region = memoryview(self._map(block))
-        position = int(self.index.offset[block])
-        found: dict[str, memoryview] = {}
-        for number, name in enumerate(MEMBERS):
-            header = _USTAR.fullmatch(region[position : position + HEADER])
-            if header is None:
-                raise DamagedShardError(
-                    f"{self._place(block)}, member {name}, offset {position:,}: no tar header; copy or make the shard again"
-                )
-            size = int(header["size"], 8)
-            content = region[position + HEADER : position + HEADER + size]
-            if name in names:
-                self._check(block, number, header["name"].decode("utf-8", "replace"), position, content)
-                found[name] = content
-            position += HEADER + -(-size // HEADER) * HEADER
-        return found
-
-    def _check(self, block: int, number: int, member: str, position: int, content: memoryview) -> None:
-        expected, crc = int(self.index.crc32[block, number]), zlib.crc32(content)
-        if not member.endswith(f".{MEMBERS[number]}") or crc != expected:
-            raise DamagedShardError(
-                f"{self._place(block)}, member {member}, offset {position:,}: checksum {crc:08x}, expected {expected:08x}; "
-                "the file was altered or is damaged: copy or make the shard again"
-            )
+            raise DamagedShardError(f"{self.place_of(block)}: {error}; copy or make the shard again") from error
 
     def _map(self, block: int) -> mmap.mmap:
         shard = int(self.index.shard[block])
@@ -151,9 +125,9 @@ class ShardDirectory:
             with open(self._file(shard), "rb") if self.cache is None else self.cache.open(shard) as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except LostShardError as error:
-            raise DamagedShardError(f"{self._place(block)}: {error}") from error
+            raise DamagedShardError(f"{self.place_of(block)}: {error}") from error
         except (OSError, ValueError) as error:
-            raise DamagedShardError(f"{self._place(block)} can't be opened: {error}; is the disk still there?") from error
+            raise DamagedShardError(f"{self.place_of(block)} can't be opened: {error}; is the disk still there?") from error
         if len(self._maps) > OPEN_SHARDS:
             # Arrays that still point into the map keep it alive; only this reference goes.
             self._maps.popitem(last=False)
@@ -168,7 +142,44 @@ class ShardDirectory:
         if size != expected:
             raise ValueError(f"it has {size:,} bytes, expected {expected:,}")
 
-    def _place(self, block: int) -> str:
+    def place_of(self, block: int) -> str:
+        """Return how messages name a block."""
         shard = int(self.index.shard[block])
         where = self._file(shard) if self.cache is None else address(self.name, self.manifest.shardlist[shard].url)
         return f"shard {where}, block {block}"
+
+
+def members_of(shard: memoryview, position: int, sums: np.ndarray, names: Sequence[str], place: str) -> dict[str, memoryview]:
+    """Return the wanted members of a block, each checked against its CRC.
+
+    Args:
+        shard: the whole tar, or what there is of it.
+        position: where the block's first header begins.
+        sums: [4] uint32, the CRC-32 of each member's content.
+        names: of blocks.MEMBERS, what is wanted.
+        place: how messages name the block.
+
+    Raises:
+        DamagedShardError: a header or a content is not what was written.
+    """
+    found: dict[str, memoryview] = {}
+    for name, expected in zip(MEMBERS, sums.tolist(), strict=True):
+        where = f"{place}, member {name}, offset {position:,}"
+        header = _USTAR.fullmatch(shard[position : position + HEADER])
+        if header is None:
+            ends = f"; the file ends at {len(shard):,}" if position + HEADER > len(shard) else ""
+            raise DamagedShardError(f"{where}: no tar header{ends}; copy or make the shard again")
+        size = int(header["size"], 8)
+        if name in names:
+            content = shard[position + HEADER : position + HEADER + size]
+            full_name = header["name"].decode("utf-8", "replace")
+            crc = zlib.crc32(content)
+            if not full_name.endswith(f".{name}") or crc != expected:
+                ends = f"; the file ends at {len(shard):,}" if len(content) < size else ""
+                raise DamagedShardError(
+                    f"{place}, member {full_name}, offset {position:,}: checksum {crc:08x}, expected {expected:08x}{ends}; "
+                    "the file was altered or is damaged: copy or make the shard again"
+                )
+            found[name] = content
+        position += HEADER + -(-size // HEADER) * HEADER
+    return found

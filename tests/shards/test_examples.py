@@ -1,9 +1,39 @@
 """Cutting conversations: golden values, and the law that every target is learned exactly once."""
 
+from typing import NamedTuple
+
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from dialogpt_ds.shards.examples import TurnSlice, cut_conversation
+from dialogpt_ds.shards import examples
+
+
+class TurnSlice(NamedTuple):
+    """The tokens `start` to `stop` of turn number `turn`, with the weight the turn has in an example."""
+
+    turn: int
+    start: int
+    stop: int
+    weight: float
+
+
+def cut_conversation(lengths: list[int], weights: list[float], limit: int) -> list[list[TurnSlice]]:
+    """Return each example turn by turn."""
+    found = []
+    for example in examples.cut_conversation(lengths, weights, limit):
+        slices = []
+        for turn in range(example.first, example.last + 1):
+            start = sum(lengths[:turn])
+            slices.append(
+                TurnSlice(
+                    turn,
+                    max(example.begin - start, 0),
+                    min(example.end - start, lengths[turn]),
+                    weights[turn] if turn >= example.new else 0,
+                )
+            )
+        found.append(slices)
+    return found
 
 
 def test_a_conversation_that_fits_is_one_example() -> None:
