@@ -82,6 +82,17 @@ def make_part(task: PartTask, settings: EncodingSettings, folder: Path) -> None:
     part_encoder(settings)(task).save(part_path(folder, task.number))
 
 
+def peak_memory(workers: int) -> int:
+    """Return the bytes of memory that this process and its workers had at most; pages that they share count for each."""
+    # getrusage's own figure of this process may be that of the program which started it.
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if own is None else own
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return (own + largest * (workers if workers > 1 else 1)) * 1024
+
+
 class Ticket(NamedTuple):
     """A part that is made."""
 
@@ -180,7 +191,7 @@ class Assembly:
             whole.add(balance)
         for line in whole.lines():
             say(line)
-        usage = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
+        usage = peak_memory(self.arguments.workers)
         seconds = time.monotonic() - started
         for split, folder in self.place.folders.items():
             write_report(folder, self.balances[split].to_json(seconds, usage))
