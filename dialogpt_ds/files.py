@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ def replace_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
 
     Not `durable`: whole after any end of the program, but not after a power cut; for what has a checksum and can be made again.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    # Two writers of one file that can be made again, such as a task that was given out twice, don't meet.
+    unfinished = path.with_name(f".{path.name}.unfinished" if durable else f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
         with open(unfinished, "wb") as file:
             yield file

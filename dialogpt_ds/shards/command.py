@@ -3,6 +3,7 @@
 import os
 
 from dialogpt_ds.commandline import parse, run_command
+from dialogpt_ds.errors import RunError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,7 +15,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> int:
         parsed = parse(ShardArguments, "Turn conversations into tokenised WebDataset shards.", argv)
-        make_shards(parsed.arguments)
+        try:
+            make_shards(parsed.arguments)
+        except KeyboardInterrupt as error:
+            raise RunError("interrupted. Finished parts are kept: run the same command again to go on.") from error
         return 0
 
     return run_command(work)

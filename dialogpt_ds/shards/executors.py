@@ -2,6 +2,7 @@
 
 import collections
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -48,7 +49,9 @@ def open_executor(name: str, workers: int) -> Iterator[tuple[Executor, int]]:
     elif workers == 1:
         yield InProcess(), 1
     else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        # Ctrl-C goes to all processes of a terminal; the first one ends the others.
+        ignore = (signal.SIGINT, signal.SIG_IGN)
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), signal.signal, ignore) as pool:
             yield pool, QUEUED * workers
 
 

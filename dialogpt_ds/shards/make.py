@@ -37,11 +37,14 @@ def make_shards(arguments: ShardArguments, say: Say = print) -> dict[str, Manife
 
     Raises:
         UserError: wrong options or inputs, or the output belongs to another run.
-        RunError: more rejects than allowed, nothing to write, or a worker process was killed.
+        RunError: more rejects than allowed, nothing to write, a full disk, or a worker process was killed.
     """
     check_arguments(arguments)
     inputs = open_inputs(arguments.input, arguments.format, arguments.turn_weights, arguments.persona, arguments.history)
-    return write_shards(arguments, inputs, say)
+    try:
+        return write_shards(arguments, inputs, say)
+    except OSError as error:
+        raise RunError(f"{error}. Finished parts are kept: mend it, and run the same command again.") from error
 
 
 def write_shards(arguments: ShardArguments, inputs: list[Input], say: Say) -> dict[str, Manifest]:
@@ -57,7 +60,7 @@ def write_shards(arguments: ShardArguments, inputs: list[Input], say: Say) -> di
         configuration = configuration_of(arguments, inputs, vocabulary)
         for source in inputs:
             say(source.describe())
-        told = place.begin(configuration)
+        told = place.begin(configuration, share)
         if told:
             say(told)
         if place.is_finished():

@@ -13,13 +13,17 @@ from filelock import FileLock, Timeout
 from dialogpt_ds.conversations.inputs import Input
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.files import replace_text
+from dialogpt_ds.shards import parts as part_settings
 from dialogpt_ds.shards.arguments import ShardArguments, Share, encoding_settings
 from dialogpt_ds.shards.encoding import TRAIN, VALIDATION
 from dialogpt_ds.shards.manifest import INDEX, MANIFEST
-from dialogpt_ds.shards.parts import PART_BYTES, PARTS
+from dialogpt_ds.shards.parts import PARTS
 from dialogpt_ds.shards.report import REJECTS, REPORT
 
 CONFIGURATION = "configuration.json"
+LOCK = ".lock"
+BEGIN_SECONDS = 60.0
+"""How long a share waits for others that begin at the same time."""
 CONFIGURATION_KEY = "configuration"
 """Key of it in the report of a finished run."""
 
@@ -32,7 +36,7 @@ def configuration_of(arguments: ShardArguments, inputs: Sequence[Input], vocabul
         "vocabulary": vocabulary,
         "dedupe": arguments.dedupe,
         "shard_megabytes": arguments.shard_megabytes,
-        "part_bytes": PART_BYTES,
+        "part_bytes": part_settings.PART_BYTES,
         "inputs": [_facts_of(source) for source in inputs],
     }
 
@@ -70,23 +74,47 @@ class Workplace:
         Raises:
             UserError: another run is at work here.
         """
-        name = ".lock" if share.of == 1 else f".lock-part-{share.number}-of-{share.of}"
-        lock = FileLock(self.output / name)
+        name = LOCK if share.of == 1 else f"{LOCK}-part-{share.number}-of-{share.of}"
+        lock = self._acquired(name)
         try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise UserError(
-                f"--output {self.output}: another run is at work in it (it holds {self.output / name}); wait for its end, or name "
-                "another folder"
-            ) from error
-        try:
+            if share.of == 1:
+                for path in self.output.glob(f"{LOCK}-part-*"):
+                    self._acquired(path.name).release()
             yield
         finally:
             (self.output / name).unlink(missing_ok=True)
             lock.release()
 
-    def begin(self, configuration: dict[str, Any]) -> str:
-        """Make the folder ready for this configuration; returns what a person should be told.
+    def _acquired(self, name: str) -> FileLock:
+        lock = FileLock(self.output / name)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise self._in_use(name) from error
+        return lock
+
+    def _in_use(self, name: str) -> UserError:
+        holds = f"it holds {self.output / name}"
+        return UserError(
+            f"--output {self.output}: another run is at work in it ({holds}); wait for its end, or name another folder"
+        )
+
+    def begin(self, configuration: dict[str, Any], share: Share) -> str:
+        """Make the folder ready for this configuration; returns what a person should be told. Shares of one input take turns.
+
+        Raises:
+            UserError: as `_begin` does, or a run that makes shards is at work here.
+        """
+        if share.of == 1:
+            return self._begin(configuration)
+        try:
+            with FileLock(self.output / LOCK, timeout=BEGIN_SECONDS):
+                return self._begin(configuration)
+        except Timeout as error:
+            raise self._in_use(LOCK) from error
+
+    def _begin(self, configuration: dict[str, Any]) -> str:
+        """Look at what the folder holds, and write down what it is for.
 
         Raises:
             UserError: it holds finished shards, or parts, of another configuration, or files of something else.

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from dialogpt_ds.errors import RunError, UserError
-from dialogpt_ds.shards import parts
+from dialogpt_ds.shards import parts, workplace
 from dialogpt_ds.shards.arguments import ShardArguments
 from dialogpt_ds.shards.make import make_shards
 from tests.conftest import ROOT, write_tsv
@@ -222,6 +222,59 @@ def test_dask_makes_the_same_bytes_though_a_worker_is_killed(tmp_path: Path) -> 
             process.kill()
             process.wait()
     assert sums(tmp_path / "out") == sums(tmp_path / "whole")
+
+
+def test_shares_and_whole_runs_keep_out_of_each_others_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workplace, "BEGIN_SECONDS", 0.1)
+    source = write_tsv(tmp_path / "a.tsv", 20)
+    output = tmp_path / "out"
+    output.mkdir()
+    with FileLock(output / ".lock-part-1-of-2"):
+        with pytest.raises(UserError, match=r"another run is at work in it .it holds .*\.lock-part-1-of-2"):
+            make(source, output, merge=True)
+        make(source, output, part="2/2")
+    with FileLock(output / ".lock"), pytest.raises(UserError, match="another run is at work in it"):
+        make(source, output, part="1/2")
+
+
+def test_shares_that_start_together(tmp_path: Path) -> None:
+    source = write_tsv(tmp_path / "a.tsv", 1_000)
+    processes = [start(source, tmp_path / "out", "--part", f"{number}/3") for number in (1, 2, 3)]
+    for process in processes:
+        said = process.communicate(timeout=120)[0]
+        assert process.returncode == 0, said
+    make(source, tmp_path / "out", merge=True)
+    make(source, tmp_path / "whole")
+    assert sums(tmp_path / "out") == sums(tmp_path / "whole")
+
+
+def test_ctrl_c_ends_with_one_line_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    source = write_tsv(tmp_path / "a.tsv", 4_000)
+    process = start(source, tmp_path / "out")
+    while process.poll() is None and not list((tmp_path / "out").glob("parts/part-*.npz")):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1, said
+    assert "run failed: interrupted. Finished parts are kept" in said
+    assert "Traceback" not in said
+    assert start(source, tmp_path / "out").wait(60) == 0
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the kernel refuse the write, as a full disk does."""
+    source = write_tsv(tmp_path / "a.tsv", 1_000)
+    program = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9_000,) * 2);"
+        f"sys.argv[1:] = ['--input', {str(source)!r}, '--output', {str(tmp_path / 'out')!r}, '--workers', '2'];"
+        "from dialogpt_ds.shards.command import main; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "run failed: [Errno 27] File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    make(source, tmp_path / "out")
 
 
 def test_wrong_executors(tmp_path: Path) -> None:
