@@ -268,6 +268,7 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9_000,) * 2);"
         f"sys.argv[1:] = ['--input', {str(source)!r}, '--output', {str(tmp_path / 'out')!r}, '--workers', '2'];"
+        f"from dialogpt_ds.shards import parts; parts.PART_BYTES = {SMALL_PARTS};"
         "from dialogpt_ds.shards.command import main; sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
