@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -111,6 +112,8 @@ def _made_parts(arguments: ShardArguments, inputs: Sequence[Input], place: Workp
         UserError: with --merge, a part is missing.
     """
     settings = encoding_settings(arguments)
+    # A cluster's workers have working folders of their own.
+    settings = replace(settings, tokenizer=_absolute(settings.tokenizer))
     executor_name, workers = ("local", 1) if arguments.merge else (arguments.executor, arguments.workers)
     if executor_name == "local" and not arguments.merge:
         part_encoder(settings)  # forked processes inherit it
@@ -126,10 +129,16 @@ def _made_parts(arguments: ShardArguments, inputs: Sequence[Input], place: Workp
                     f"--merge: {ticket.path} is missing; run the share of --part again that has it (parts count from 0)"
                 )
             else:
-                yield ticket, executor.submit(make_part, task, settings, place.output)
+                absolute = replace(task, source=replace(task.source, path=_absolute(task.source.path)))
+                yield ticket, executor.submit(make_part, absolute, settings, place.output.absolute())
 
     with open_executor(executor_name, workers) as (executor, in_flight):
         yield from in_order(in_flight, start(executor))
+
+
+def _absolute(path: str) -> str:
+    """Return what names the same file or folder from anywhere; what is neither stays as it is."""
+    return str(Path(path).expanduser().absolute()) if Path(path).expanduser().exists() else path
 
 
 def _assemble(assembly: "Assembly", arguments: ShardArguments, inputs: Sequence[Input], place: Workplace) -> None:
@@ -178,7 +187,7 @@ class Assembly:
         for reject in part.rejects:
             # Rejects belong to no conversation; the training part's balance carries them.
             self.balances[SPLITS[0]].rejects[reject.reason] += 1
-            self._write_reject(reject._replace(line=before + reject.line))
+            self._write_reject(reject._replace(file=ticket.source.path, line=before + reject.line))
 
     def report(self, started: float, configuration: dict[str, Any], say: Say) -> None:
         """Print the balance, write the reports, and stop where the result must not be used.

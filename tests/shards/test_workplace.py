@@ -209,7 +209,9 @@ def test_dask_makes_the_same_bytes_though_a_worker_is_killed(tmp_path: Path) -> 
             time.sleep(0.05)
         processes += [subprocess.Popen(worker, **common) for _ in range(2)]
         address = json.loads(file.read_text())["address"].removeprefix("tcp://")
-        run = start(source, tmp_path / "out", "--executor", f"dask://{address}")
+        # Relative paths, which mean something else where the workers are.
+        relative = (Path(os.path.relpath(path, ROOT)) for path in (source, tmp_path / "out"))
+        run = start(*relative, "--executor", f"dask://{address}")  # type: ignore[arg-type, misc]
         while run.poll() is None and not list((tmp_path / "out").glob("parts/part-*.npz")):
             assert time.monotonic() < deadline
             time.sleep(0.005)
