@@ -24,17 +24,16 @@ def turn_weights(conversation: Conversation, targets: Targets, format_default: T
     if not turns:
         return []
     kind = format_default if targets == "input" else targets
-    stated = targets == "input" and not persona and all(turn.weight is not None for turn in turns)
     if persona:
         weights = [float(turn.role == persona) for turn in turns]
-    elif stated:
-        weights = [turn.weight or 0.0 for turn in turns]
     elif kind == "all":
         weights = [1.0] * len(turns)
     elif kind == "assistant" and not (targets == "input" and all(turn.role is None for turn in turns)):
         weights = [float((turn.role or "").lower() in ASSISTANTS) for turn in turns]
     else:
         weights = [0.0] * (len(turns) - 1) + [1.0]
+    if targets == "input" and not persona:
+        weights = [weight if turn.weight is None else turn.weight for turn, weight in zip(turns, weights, strict=True)]
     return [0.0, *weights[1:]]
 
 

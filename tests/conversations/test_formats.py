@@ -63,6 +63,15 @@ def test_json_lines_in_their_shapes(tmp_path: Path) -> None:
     assert learned(opened(tmp_path, "a.jsonl", json.dumps(MESSAGES), persona="user"))[0] == ["Hi", "Bye"]
 
 
+def test_a_weight_that_one_turn_has_is_never_ignored(tmp_path: Path) -> None:
+    said = [("user", None), ("assistant", 0.5), ("user", None), ("assistant", None), ("assistant", 0)]
+    turns = [{"role": role, "content": "x"} | ({} if weight is None else {"weight": weight}) for role, weight in said]
+    source = opened(tmp_path, "a.jsonl", json.dumps({"messages": turns}))
+    conversation = source.read(next(source.records()))
+    assert turn_weights(conversation, "input", source.default_targets) == [0.0, 0.5, 0.0, 1.0, 0.0]
+    assert turn_weights(conversation, "all", source.default_targets) == [0.0, 1.0, 1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

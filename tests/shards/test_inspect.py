@@ -44,6 +44,28 @@ def test_colours_tell_targets_from_context(folder: Path) -> None:
     assert len([line for line in lines[: len(weights) + 1] if "target" in line]) == (weights > 0).sum()
 
 
+@pytest.mark.parametrize("no_colour", ["", "1"])
+def test_a_real_terminal_gets_colours_unless_it_wants_none(folder: Path, no_colour: str) -> None:
+    import os
+    import pty
+
+    main_end, terminal = pty.openpty()
+    command = [sys.executable, str(ROOT / "preprocess" / "inspect_shards.py"), str(folder), "--show", "1"]
+    environment = os.environ | {"NO_COLOR": no_colour}
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment, cwd=ROOT) as process:
+        os.close(terminal)
+        said = b""
+        while True:
+            try:
+                piece = os.read(main_end, 4096)
+            except OSError:  # how a terminal says that nobody writes to it any more
+                break
+            said += piece
+        assert process.wait(60) == 0
+    os.close(main_end)
+    assert (b"\033[1;32m  target" in said) == (not no_colour)
+
+
 def damage(folder: Path, kind: str) -> list[str]:
     """Damage a directory and return what must be said."""
     directory = ShardDirectory.open(str(folder), "test")
