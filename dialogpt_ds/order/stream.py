@@ -131,6 +131,11 @@ class RowStream:
             position = self._advance(plan, rows, position, position.row + taken)
         return position
 
+    def whole_window(self, epoch: int, number: int) -> Rows:
+        """Return all rows of a window; raises BadBlocksError."""
+        plan, window = self._window(Position(epoch, number))
+        return Rows.of([Segment(plan, number, window, 0, window.num_rows)])
+
     def window_rows(self, epoch: int, window: int) -> int:
         """Return the number of rows of a window; raises BadBlocksError."""
         return self._count(Position(epoch, window))

@@ -240,7 +240,8 @@ class EpochPlan:
 
     def _blocks_of(self, number: int) -> np.ndarray:
         """Return the blocks of a window but those skipped since before it."""
-        self.directory.fetch_ahead(self._next_shards(number))
+        if self.directory.cache is not None:
+            self.directory.cache.fetch_ahead(self._next_shards(number))
         blocks = self.blocks[number * self.key.window_blocks : (number + 1) * self.key.window_blocks]
         if not self._skipped_since:
             return blocks

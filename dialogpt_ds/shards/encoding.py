@@ -71,10 +71,10 @@ class PartEncoder:
             try:
                 conversation = task.source.read(record)
             except RejectedRecordError as error:
-                rejects.append(Reject(task.source.path, record.line, str(error), text_of(record)))
+                rejects.append(Reject(record.line, str(error), text_of(record)))
                 continue
             self._take(task.source, conversation, made)
-        return made.part(rejects, lines, task.content_sum())
+        return made.part(rejects, lines, task.content_sum)
 
     def _take(self, source: Input, conversation: Conversation, made: "_Made") -> None:
         """Enter a conversation's columns, and its examples where it is not filtered."""

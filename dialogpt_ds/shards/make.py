@@ -121,7 +121,7 @@ def _made_parts(arguments: ShardArguments, inputs: Sequence[Input], place: Workp
     def start(executor: Executor) -> Iterator[tuple[Ticket, Future[None] | None]]:
         tasks = (task for task in all_tasks(inputs) if share.has(task.number))
         for task in tqdm(tasks, unit=" parts", desc="encoding", disable=not sys.stderr.isatty()):
-            ticket = Ticket(part_path(place.output, task.number), task.source, task.content_sum())
+            ticket = Ticket(part_path(place.output, task.number), task.source, task.content_sum)
             if ticket.path.is_file():
                 yield ticket, None
             elif arguments.merge:
@@ -187,7 +187,7 @@ class Assembly:
         for reject in part.rejects:
             # Rejects belong to no conversation; the training part's balance carries them.
             self.balances[SPLITS[0]].rejects[reject.reason] += 1
-            self._write_reject(reject._replace(file=ticket.source.path, line=before + reject.line))
+            self._write_reject(ticket.source.path, reject._replace(line=before + reject.line))
 
     def report(self, started: float, configuration: dict[str, Any], say: Say) -> None:
         """Print the balance, write the reports, and stop where the result must not be used.
@@ -258,7 +258,7 @@ class Assembly:
             options |= {"validation_fraction": arguments.validation_fraction, "split": split}
         return options
 
-    def _write_reject(self, reject: Reject) -> None:
+    def _write_reject(self, file: str, reject: Reject) -> None:
         if self.rejects is None:
             self.rejects = open(self.place.output / REJECTS, "w", encoding="utf-8")  # noqa: SIM115 (closed in report)
-        self.rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
+        self.rejects.write(json.dumps({"file": file, **reject._asdict()}, ensure_ascii=False) + "\n")

@@ -35,6 +35,16 @@ class ShardEntry:
     tokens: int
     target_tokens: int
 
+    def problem_in(self, folder: Path) -> str | None:
+        """Say what a look at the file's size tells of the copy in `folder`, or None."""
+        file = folder / self.url
+        if not file.is_file():
+            return "is missing, the manifest lists it"
+        size = file.stat().st_size
+        if size == self.filesize:
+            return None
+        return f"has {size:,} bytes, the manifest says {self.filesize:,}: the copy is incomplete or altered"
+
 
 @dataclass(frozen=True)
 class Manifest:

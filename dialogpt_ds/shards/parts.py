@@ -8,6 +8,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ class PartTask:
     """... up to here."""
     records: Sequence[Record] | None = None
     """Its records, of inputs that can only be read from their start."""
+    content_sum: str = ""
+    """A checksum of those records; a range of bytes is known by its file's size and time."""
 
     def read(self) -> Iterator[Record]:
         """Yield the part's records; those of a range of bytes are numbered from 1."""
@@ -52,15 +55,15 @@ class PartTask:
                 file.readline()  # the line that began before
             yield from self.source.line_records(lines_of(_until(file, self.stop), self.source.path, self.start == 0))
 
-    def content_sum(self) -> str:
-        """Return a checksum of the records at hand; empty for a range of bytes, whose file is known by its size and time."""
-        digest = hashlib.blake2b(digest_size=16)
-        for record in self.records or ():
-            fields = [record.content] if isinstance(record.content, bytes) else record.content
-            for text in fields:
-                raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
-                digest.update(len(raw).to_bytes(8, "little") + raw)
-        return digest.hexdigest() if self.records is not None else ""
+
+def _sum_of(records: Sequence[Record]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for record in records:
+        fields = [record.content] if isinstance(record.content, bytes) else record.content
+        for text in fields:
+            raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
 
 
 def _until(file: Any, stop: int) -> Iterator[bytes]:
@@ -95,16 +98,15 @@ def _tasks_of(source: Input, number: int) -> Iterator[PartTask]:
         waiting.append(record)
         size += len(record.content) if isinstance(record.content, bytes) else sum(map(len, record.content))
         if size >= PART_BYTES:
-            yield PartTask(number, source, records=waiting)
+            yield PartTask(number, source, records=waiting, content_sum=_sum_of(waiting))
             waiting, size, number = [], 0, number + 1
     if waiting:
-        yield PartTask(number, source, records=waiting)
+        yield PartTask(number, source, records=waiting, content_sum=_sum_of(waiting))
 
 
 class Reject(NamedTuple):
-    """One line of rejects.jsonl."""
+    """What rejects.jsonl says of a record, but for its file."""
 
-    file: str
     line: int
     reason: str
     text: str
@@ -156,22 +158,33 @@ class Part:
         Raises:
             UserError: the file is damaged.
         """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                facts = json.loads(arrays["facts"].tobytes())
-                block = Block(**{name: arrays[f"block_{name}"] for name in Block.__dataclass_fields__})
-                columns = {name: arrays[name] for name in COLUMNS}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is damaged ({error!r}); delete it and run the command again") from error
+        with _arrays_of(path) as arrays:
+            facts = json.loads(arrays["facts"].tobytes())
+            block = Block(**{name: arrays[f"block_{name}"] for name in Block.__dataclass_fields__})
+            columns = {name: arrays[name] for name in COLUMNS}
         return cls(columns, block, [Reject(*reject) for reject in facts["rejects"]], facts["num_lines"], facts["content_sum"])
 
 
 def read_digests(path: Path) -> np.ndarray:
-    """Return the hashes of a part's conversations that no rule leaves out; the others get one of their own, so that none equals them."""
-    with np.load(path, allow_pickle=False) as arrays:
+    """Return the hashes of a part's conversations that no rule leaves out; the others get one of their own, so that none equals them.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with _arrays_of(path) as arrays:
         digests, filtered = arrays[DIGEST], np.flatnonzero(arrays["rule"])
     digests[filtered, 0], digests[filtered, 1] = np.uint64(_number(path)), filtered.astype(np.uint64)
     return digests
+
+
+@contextmanager
+def _arrays_of(path: Path) -> Iterator[Any]:
+    """Open a part's arrays; whatever is wrong with them while they are read is a UserError."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error!r}); delete it and run the command again") from error
 
 
 def _number(path: Path) -> int:

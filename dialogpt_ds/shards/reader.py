@@ -4,7 +4,7 @@ import mmap
 import re
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +55,9 @@ class ShardDirectory:
         manifest = read_manifest(path, what)
         folder = Path(path).expanduser()
         for shard in manifest.shardlist:
-            file = folder / shard.url
-            if not file.is_file():
-                raise UserError(f"{what} {path!r}: {shard.url} is missing, the manifest lists it; copy or make it again")
-            if file.stat().st_size != shard.filesize:
-                raise UserError(
-                    f"{what} {path!r}: {shard.url} has {file.stat().st_size:,} bytes, the manifest says {shard.filesize:,}: "
-                    "the copy is incomplete or altered; copy or make it again"
-                )
+            problem = shard.problem_in(folder)
+            if problem is not None:
+                raise UserError(f"{what} {path!r}: {shard.url} {problem}; copy or make it again")
         return cls(path, folder, manifest, read_index(folder, manifest))
 
     @classmethod
@@ -87,11 +82,6 @@ class ShardDirectory:
     def largest_shards(self, number: int) -> int:
         """Return how many bytes the `number` largest shards have."""
         return sum(sorted((shard.filesize for shard in self.manifest.shardlist), reverse=True)[:number])
-
-    def fetch_ahead(self, shards: Iterable[int]) -> None:
-        """Bring remote shards in the background; local ones are where they are."""
-        if self.cache is not None:
-            self.cache.fetch_ahead(shards)
 
     @property
     def num_blocks(self) -> int:

@@ -15,11 +15,9 @@ from dialogpt_ds.shards.reader import DamagedShardError, ShardDirectory, members
 def missing_or_cut(directory: ShardDirectory) -> Iterator[str]:
     """Yield what a look at the files' sizes tells."""
     for entry in directory.manifest.shardlist:
-        file = directory.folder / entry.url
-        if not file.is_file():
-            yield f"shard {file} is missing, the manifest lists it"
-        elif file.stat().st_size != entry.filesize:
-            yield f"shard {file} has {file.stat().st_size:,} bytes, the manifest says {entry.filesize:,}"
+        problem = entry.problem_in(directory.folder)
+        if problem is not None:
+            yield f"shard {directory.folder / entry.url} {problem}"
 
 
 def all_problems(directory: ShardDirectory) -> Iterator[str]:

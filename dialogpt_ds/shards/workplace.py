@@ -121,7 +121,7 @@ class Workplace:
         """
         if self.is_finished():
             self._check_same(self._finished_configuration(), configuration, "finished shards")
-            shutil.rmtree(self.parts, ignore_errors=True)
+            self.end()
             return ""
         file = self.parts / CONFIGURATION
         if file.is_file():

@@ -14,22 +14,30 @@ def all_reports(report: Any | None, device: torch.device) -> list[Any]:
         report: what this rank has to say, picklable; None for nothing.
         device: of this rank's tensors.
     """
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    if _alone():
         return [] if report is None else [report]
     any_report = torch.tensor([0 if report is None else 1], dtype=torch.int32, device=device)
     torch.distributed.all_reduce(any_report, op=torch.distributed.ReduceOp.MAX)
     if not any_report.item():
         return []
-    reports: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(reports, report)
-    return [found for found in reports if found is not None]
+    return [found for found in _of_all(report) if found is not None]
 
 
 def different_from_first(facts: dict[str, str]) -> dict[str, list[int]]:
     """Return the ranks whose facts differ from rank 0's, by name of the fact. Collective: every rank must call."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    if _alone():
         return {}
-    everybody: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everybody, facts)
+    everybody = _of_all(facts)
     different = {name: [rank for rank, theirs in enumerate(everybody) if theirs[name] != everybody[0][name]] for name in facts}
     return {name: ranks for name, ranks in different.items() if ranks}
+
+
+def _alone() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+
+
+def _of_all(mine: Any) -> list[Any]:
+    """Return what each rank has, by rank. Collective: every rank must call."""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, mine)
+    return found

@@ -8,7 +8,6 @@ import torch
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.model.loss import to_tensors
 from dialogpt_ds.order.batches import make_micro_batch, padding_rows
-from dialogpt_ds.order.position import Position
 from dialogpt_ds.order.stream import Rows, RowStream
 from dialogpt_ds.training.agreement import all_reports
 from dialogpt_ds.training.progress_state import perplexity
@@ -68,7 +67,7 @@ def _rows_of_window(stream: RowStream, window: int, device: Any) -> Rows:
     """Plan and read a window; if one rank can't, all raise RunError. Collective: every rank must call."""
     rows, failure = None, None
     try:
-        rows, _ = stream.rows(Position(0, window), stream.window_rows(0, window))
+        rows = stream.whole_window(0, window)
         rows.segments[0].content()  # read now, where all ranks can agree on it; the plan keeps it
     except (RunError, OSError) as error:
         failure = f"evaluation: {error}"

@@ -161,24 +161,24 @@ def test_a_worker_that_is_killed_is_reported_and_the_next_run_goes_on(tmp_path: 
 
 def test_standard_input_that_changed_is_found_out(tmp_path: Path) -> None:
     text = write_tsv(tmp_path / "a.tsv", 1_000).read_text()
-    command = [
-        sys.executable,
-        "-m",
-        "dialogpt_ds.shards.command",
-        "--input",
-        "-",
-        "--output",
-        str(tmp_path / "out"),
-        "--workers",
-        "1",
-    ]
-    program = [sys.executable, "-c", "import sys; from dialogpt_ds.shards.command import main; sys.exit(main())", *command[3:]]
+    program = [sys.executable, "-c", "import sys; from dialogpt_ds.shards.command import main; sys.exit(main())"]
+    program += ["--input", "-", "--output", str(tmp_path / "out"), "--workers", "1"]
     first = subprocess.run(program, input=text + "no tab\n" * 500, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert first.returncode == 1, first.stderr
     assert "500 of 1,500 records were rejected" in first.stderr
     other = subprocess.run(program, input=text.replace("the", "a"), capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert other.returncode == 2, other.stdout + other.stderr
     assert "was made of other text than - gives now" in other.stderr
+
+
+@pytest.mark.parametrize("dedupe", [False, True])
+def test_a_damaged_part_is_named(tmp_path: Path, dedupe: bool) -> None:
+    source = write_tsv(tmp_path / "a.tsv", 1_000)
+    make(source, tmp_path / "out", dedupe=dedupe, part="1/1")
+    part = tmp_path / "out" / "parts" / "part-000001.npz"
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"part-000001.npz is damaged .*; delete it and run the command again"):
+        make(source, tmp_path / "out", dedupe=dedupe, merge=True)
 
 
 def test_dask_makes_the_same_bytes_though_a_worker_is_killed(tmp_path: Path) -> None:
