@@ -75,12 +75,19 @@ class TrainingArguments:
     """Never evaluate."""
     save_step: int | None = None
     """Optimizer steps between checkpoints; not given: valid_step."""
+    save_minutes: float = 0.0
+    """Most minutes between checkpoints, whatever save_step says; 0: no such limit."""
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept; the best one is kept besides."""
     resume: Literal["auto", "must", "never"] = "auto"
     """Go on from output_dir's last checkpoint if there is one, insist on one, or refuse a directory that has one."""
     continue_from: int = 0
-    """Go on from the checkpoint of this optimizer step instead of the last one."""
+    """Go on from the checkpoint of this optimizer step instead of the last one; later ones are renamed to left-step-..."""
+    changed_order: Literal["stop", "restart"] = "stop"
+    """Where a checkpoint was trained on other data, or with another seed, row length or packing: stop, or go on with its weights and
+    optimizer and begin the new order of rows at its first row."""
+    hang_timeout: float = 1_800.0
+    """Seconds without any progress after which all ranks write down where they stand and the run ends; 0: never."""
 
     # Output
     output_dir: str = "models/output_model"

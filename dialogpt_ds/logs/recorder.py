@@ -55,11 +55,21 @@ class Recorder:
         )
         self.wandb.log(values)
 
-    def saved(self, path: str, seconds: float, state: ProgressState) -> None:
-        """Record a checkpoint."""
-        values = {"step": state.global_step, "seconds_save": seconds}
+    def saved(self, path: str, seconds: float, share: float, state: ProgressState) -> None:
+        """Record a checkpoint, how long it took (seconds), and the share of this process's time that saving has taken so far."""
+        values = {"step": state.global_step, "seconds_save": seconds, "save_share": share}
         self.logs.metrics_line(values)
-        self.progress.say(f"checkpoint {path} ({seconds:.1f} s)")
+        self.progress.say(f"checkpoint {path} ({seconds:.1f} s; saving took {share:.1%} of the time so far)")
+        self.wandb.log(values)
+
+    def not_saved(self, why: str, num_failed: int, state: ProgressState) -> None:
+        """Record a checkpoint that could not be written."""
+        values = {"step": state.global_step, "failed_saves": num_failed}
+        self.logs.metrics_line(values)
+        self.progress.say(
+            f"WARNING: the checkpoint of step {state.global_step:,} could not be saved: {why}. Nothing of it is left; the last complete "
+            "checkpoint is untouched, and training goes on to the next save."
+        )
         self.wandb.log(values)
 
     def say(self, line: str) -> None:

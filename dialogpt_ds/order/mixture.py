@@ -173,12 +173,8 @@ def _common(key: OrderKey) -> dict[str, Any]:
     }
 
 
-def position_from_state(state: dict[str, Any], key: MixtureKey) -> MixturePosition:
-    """Return the position in a checkpoint, if it belongs to the same order.
-
-    Raises:
-        UserError: the order is another one; names each difference and the way out.
-    """
+def order_differences(state: dict[str, Any], key: MixtureKey) -> list[str]:
+    """Return in what the order of a checkpoint is another one than `key`'s, a line each; nothing where it is the same."""
     differences = [
         f"{name}: checkpoint {state.get(name)!r}, now {value!r}"
         for name, value in _common(key.sources[0]).items()
@@ -188,12 +184,23 @@ def position_from_state(state: dict[str, Any], key: MixtureKey) -> MixturePositi
     mine = [(weight, source.fingerprint) for weight, source in zip(key.weights, key.sources, strict=True)]
     if theirs != mine:
         differences.append(f"data as weight:fingerprint: checkpoint {_list(theirs)}, now {_list(mine)}")
+    return differences
+
+
+def position_from_state(state: dict[str, Any], key: MixtureKey) -> MixturePosition:
+    """Return the position in a checkpoint, if it belongs to the same order.
+
+    Raises:
+        UserError: the order is another one; names each difference and the ways out.
+    """
+    differences = order_differences(state, key)
     if differences:
         raise UserError(
             "the checkpoint was trained on another order of rows, so its place in it has no meaning here:\n  "
             + "\n  ".join(differences)
-            + "\nGive the run the same data, weights, seed, max_seq_length and packing, or start another output_dir "
-            "(--init_checkpoint takes the weights along)."
+            + "\nGive the run the same data, weights, seed, max_seq_length and packing. Or take --changed_order restart: weights, "
+            "optimizer and schedule go on, the rows begin at the first of the new order. Or start another output_dir (--init_checkpoint "
+            "takes the weights along)."
         )
     return MixturePosition(
         state["row"],

@@ -20,14 +20,12 @@ def all_reports(report: Any | None, device: torch.device) -> list[Any]:
     torch.distributed.all_reduce(any_report, op=torch.distributed.ReduceOp.MAX)
     if not any_report.item():
         return []
-    return [found for found in _of_all(report) if found is not None]
+    return [found for found in all_gathered(report) if found is not None]
 
 
 def different_from_first(facts: dict[str, str]) -> dict[str, list[int]]:
     """Return the ranks whose facts differ from rank 0's, by name of the fact. Collective: every rank must call."""
-    if _alone():
-        return {}
-    everybody = _of_all(facts)
+    everybody = all_gathered(facts)
     different = {name: [rank for rank, theirs in enumerate(everybody) if theirs[name] != everybody[0][name]] for name in facts}
     return {name: ranks for name, ranks in different.items() if ranks}
 
@@ -36,8 +34,19 @@ def _alone() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
 
 
-def _of_all(mine: Any) -> list[Any]:
+def all_gathered(mine: Any) -> list[Any]:
     """Return what each rank has, by rank. Collective: every rank must call."""
+    if _alone():
+        return [mine]
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, mine)
     return found
+
+
+def from_first(value: Any) -> Any:
+    """Return rank 0's value on every rank. Collective: every rank must call."""
+    if _alone():
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]

@@ -32,20 +32,22 @@ def _train(argv: list[str] | None, world: World) -> int:
             print_config(settings.what_runs(), settings.deepspeed)
         return EXIT_DONE
     check_precision(settings.precision)
-    from dialogpt_ds.training.checkpoint import find_checkpoint
-    from dialogpt_ds.training.export import exported_step
+    from dialogpt_ds.export.folder import FOLDER, exported_step
+    from dialogpt_ds.training.resume import first_look, lock_output
     from dialogpt_ds.training.run import train
 
-    found = find_checkpoint(settings)
-    if found is not None and found.step >= arguments.num_optim_steps and exported_step(settings) == found.step:
+    step = first_look(settings)
+    if step is not None and step >= arguments.num_optim_steps and exported_step(settings.output_dir / FOLDER) == step:
         if world.is_first:
-            print(f"nothing to do: {found.path} is at step {found.step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
+            print(f"nothing to do: {settings.output_dir} is at step {step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
         return EXIT_DONE
     prepare_cpu(world)
-    if world.is_first:
-        make_folder(settings.output_dir, "--output_dir")
-        make_folder(settings.log_dir, "--log_dir")
-    return train(settings, found)
+    if not world.is_first:
+        return train(settings)
+    make_folder(settings.output_dir, "--output_dir")
+    make_folder(settings.log_dir, "--log_dir")
+    with lock_output(settings):
+        return train(settings)
 
 
 def print_config(what_runs: dict[str, object], deepspeed: dict[str, object]) -> None:

@@ -52,6 +52,13 @@ def take_up_schedule(engine: Any, settings: Settings) -> None:
     scheduler._last_lr = rates
 
 
+def parameter_group_names(engine: Any) -> list[list[str]]:
+    """Return the names of the optimizer's parameters by group, in its order, as `parameter_groups` makes them."""
+    named = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+    groups = [[name for name, p in named if p.dim() >= 2], [name for name, p in named if p.dim() < 2]]
+    return [group for group in groups if group]
+
+
 def _undo_trial_step(optimizer: Any) -> None:
     """Take back the update with zero gradients that DeepSpeed's ZeRO-0 half-precision optimizers make to allocate their state.
 
@@ -84,10 +91,16 @@ class StepResult:
     """False where the loss scaler skipped the update."""
     seconds: dict[str, float]
     """forward, backward, optimizer: this rank's wall clock; on a GPU, the time to queue the work."""
+    wishes: list[float]
+    """Sums over all ranks of what each wished for."""
 
 
-def train_step(engine: Any, step: RankStep, device: torch.device, turn_ids: bool) -> StepResult:
+def train_step(
+    engine: Any, step: RankStep, device: torch.device, turn_ids: bool, wishes: Callable[[], list[float]] = list
+) -> StepResult:
     """Run the micro-batches of one optimizer step and update. Collective: every rank must call.
+
+    `wishes` is asked after the update; what the ranks say is summed in the one reduction that the loss needs anyway.
 
     The loss of the step is sum(w * nll) / W over all ranks and micro-batches. DeepSpeed divides gradients by the number of
     micro-batches and averages them over ranks, so each micro-batch's sum is scaled by accumulation * ranks / W: that
@@ -109,12 +122,15 @@ def train_step(engine: Any, step: RankStep, device: torch.device, turn_ids: bool
         total += weighted.detach()
         timed("backward", engine.backward, weighted * scale)
         timed("optimizer", engine.step)
-    torch.distributed.all_reduce(total)
+    told = torch.cat([total.view(1), torch.tensor(wishes(), dtype=torch.float32, device=device)])
+    torch.distributed.all_reduce(told)
+    loss, *sums = told.tolist()
     return StepResult(
-        loss=total.item() / step.weight_sum,
+        loss=loss / step.weight_sum,
         grad_norm=_number(engine.get_global_grad_norm()),
         applied=bool(engine.was_step_applied()),
         seconds=seconds,
+        wishes=sums,
     )
 
 

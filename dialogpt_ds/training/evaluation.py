@@ -1,5 +1,6 @@
 """Exact perplexity over all ranks: every target of every row counts once, wherever it is computed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,16 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Any, stream: RowStream, world: World, rows_per_rank: int, padding_id: int, device: Any, turn_ids: bool
-) -> Evaluation:
-    """Evaluate on all rows of one epoch of `stream`. Collective: every rank must call.
+    engine: Any,
+    stream: RowStream,
+    world: World,
+    rows_per_rank: int,
+    padding_id: int,
+    device: Any,
+    turn_ids: bool,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Evaluate on all rows of one epoch of `stream`; None where a rank was asked to stop. Collective: every rank must call.
 
     All ranks run the same number of forward passes, since ZeRO-3 gathers weights in each; a rank without rows left runs on padding.
 
@@ -54,6 +62,8 @@ def evaluate(
                         if mine
                         else padding_rows(rows_per_rank, length, padding_id)
                     )
+                    if _any_rank(asked_to_stop(), device):
+                        return None
                     _, nll = engine(**to_tensors(batch, device, turn_ids))
                     sums += torch.stack([nll.double(), torch.as_tensor(batch.labels >= 0, device=device).sum().double()])
     finally:
@@ -61,6 +71,12 @@ def evaluate(
     torch.distributed.all_reduce(sums)
     nll_sum, count = sums.tolist()
     return Evaluation(nll_sum / count, int(count))
+
+
+def _any_rank(mine: bool, device: Any) -> bool:
+    told = torch.tensor(float(mine), device=device)
+    torch.distributed.all_reduce(told)
+    return bool(told.item())
 
 
 def _rows_of_window(stream: RowStream, window: int, device: Any) -> Rows:

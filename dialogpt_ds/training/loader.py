@@ -14,6 +14,7 @@ from dialogpt_ds.order.batches import RankStep, Share, rank_step
 from dialogpt_ds.order.mixture import Mixture, MixtureKey, MixturePosition
 from dialogpt_ds.order.windows import BadBlock, BadBlocksError
 from dialogpt_ds.shards.reader import ShardDirectory
+from dialogpt_ds.training.stopping import ignore_in_child
 
 STEPS_AHEAD = 4
 """Optimizer steps that each worker holds ready."""
@@ -39,6 +40,8 @@ class _Steps(IterableDataset[RankStep | Failure]):
 
     def __iter__(self) -> Iterator[RankStep | Failure]:
         info = get_worker_info()
+        if info is not None:
+            ignore_in_child()
         mine, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         stream = Mixture(self.directories, self.key, self.position.skipped)
         position = self.position

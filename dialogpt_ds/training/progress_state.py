@@ -21,6 +21,9 @@ class ProgressState:
     targets_seen: int = 0
     best_eval_loss: float | None = None
     best_step: int = 0
+    evaluated_step: int = 0
+    """Step of the last evaluation that was finished."""
+    last_eval_loss: float | None = None
     wandb_id: str | None = None
     epoch: int = 0
     """Epoch of the last step's last row, from 0."""
@@ -35,12 +38,25 @@ class ProgressState:
         """Return what a checkpoint stores."""
         return asdict(self)
 
+    def facts_for_a_card(self) -> dict[str, Any]:
+        """Return the figures that a model card shows."""
+        return {
+            "tokens_seen": self.tokens_seen,
+            "targets_seen": self.targets_seen,
+            "eval_loss": self.last_eval_loss,
+            "eval_step": self.evaluated_step,
+        }
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Begin the sums of an epoch anew."""
+        self.epoch = epoch
+        self.epoch_weighted_nll = self.epoch_weight = self.epoch_seconds = 0.0
+        self.epoch_tokens = self.epoch_places = 0
+
     def add_step(self, step: RankStep, loss: float, seconds: float, row_length: int) -> None:
         """Count one optimizer step; a step whose last row is in a new epoch opens that epoch's sums."""
         if step.epoch != self.epoch:
-            self.epoch = step.epoch
-            self.epoch_weighted_nll = self.epoch_weight = self.epoch_seconds = 0.0
-            self.epoch_tokens = self.epoch_places = 0
+            self.begin_epoch(step.epoch)
         self.global_step += 1
         self.micro_steps += len(step.micro_batches)
         self.rows_seen += step.num_rows

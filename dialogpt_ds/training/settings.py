@@ -67,6 +67,23 @@ class Settings:
         return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
 
     @property
+    def optimizer_type(self) -> str:
+        """Type of the optimizer, as the JSON names it."""
+        return str(self.deepspeed["optimizer"]["type"])
+
+    def layout(self) -> dict[str, Any]:
+        """Return what decides on how a checkpoint's state is laid out over processes and files."""
+        zero = self.deepspeed.get("zero_optimization", {})
+        return {
+            "processes": self.world.size,
+            "ZeRO stage": self.zero_stage,
+            "precision": self.precision,
+            "optimizer state on": (zero.get("offload_optimizer") or {}).get("device", "none"),
+            "sub_group_size": zero.get("sub_group_size") if self.zero_stage == 3 else None,
+            "round_robin_gradients": bool(zero.get("round_robin_gradients")) and self.zero_stage in (1, 2),
+        }
+
+    @property
     def output_dir(self) -> Path:
         """Folder of the run."""
         return Path(self.arguments.output_dir).expanduser()
@@ -103,12 +120,40 @@ class Settings:
             "width": self.model.width,
         }
 
+    def facts_for_a_card(self) -> dict[str, Any]:
+        """Return what a model card says of the run itself; addresses without what follows a `?`, where keys may be."""
+        arguments, batch = self.arguments, self.batch
+        data = [
+            {"name": directory.name.partition("?")[0], "weight": source.weight, "fingerprint": directory.manifest.fingerprint}
+            | {name: directory.manifest.totals[name] for name in ("examples", "tokens", "target_tokens")}
+            for source, directory in zip(self.sources, self.directories, strict=True)
+        ]
+        evaluation = self.evaluation and {
+            "name": self.evaluation.name.partition("?")[0],
+            "target_tokens": self.evaluation.manifest.totals["target_tokens"],
+        }
+        settings = {
+            "rows of a step": f"{batch.train} of {self.row_length} tokens",
+            "schedule": f"{arguments.lr_schedule}, learning rate {self.learning_rate:g}, {arguments.num_optim_steps:,} steps planned",
+            "optimizer": f"{self.optimizer_type}, weight decay {self.deepspeed['optimizer']['params'].get('weight_decay', 0.0):g}",
+            "precision": self.precision,
+            "dropout": arguments.dropout,
+            "seed": arguments.seed,
+        }
+        return {
+            "model": self.model.name,
+            "row_length": self.row_length,
+            "data": data,
+            "eval_data": evaluation,
+            "settings": settings,
+        }
+
     def what_runs(self) -> dict[str, Any]:
         """Return the content of run_config.yaml: every argument with the value that holds.
 
         What belongs to this start of the run alone is left out, so that `--config run_config.yaml` repeats it.
         """
-        of_this_start = ("resume", "continue_from", "local_rank", "print_config")
+        of_this_start = ("resume", "continue_from", "changed_order", "local_rank", "print_config")
         return {name: value for name, value in asdict(self.arguments).items() if name not in of_this_start} | {
             "max_seq_length": self.row_length,
             "train_batch_size": self.batch.micro * self.batch.accumulation,
@@ -193,6 +238,9 @@ def _check_numbers(arguments: TrainingArguments) -> None:
             problems.append(f"--{name} {getattr(arguments, name)} must be 0 or more")
     if arguments.save_step is not None and arguments.save_step < 1:
         problems.append(f"--save_step {arguments.save_step} must be 1 or more")
+    for name in ("save_minutes", "hang_timeout"):
+        if not getattr(arguments, name) >= 0:
+            problems.append(f"--{name} {getattr(arguments, name)} must be 0 or more")
     if arguments.cache_gb <= 0:
         problems.append(f"--cache_gb {arguments.cache_gb} must be above 0")
     if arguments.learning_rate <= 0:

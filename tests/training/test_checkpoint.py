@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from dialogpt_ds.training.checkpoint import _rotate, find_checkpoint
 
 from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.order.mixture import MixturePosition, order_state
 from dialogpt_ds.order.position import Position
-from dialogpt_ds.training.checkpoint import _rotate, find_checkpoint
 from dialogpt_ds.training.settings import Settings, prepare
 from dialogpt_ds.training.world import World
 from tests.helpers.rank_tasks import write_deepspeed

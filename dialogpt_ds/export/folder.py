@@ -1,0 +1,165 @@
+"""A Hugging Face folder of a trained model, loaded back and compared with the live one before it is called done."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dialogpt_ds.errors import RunError
+from dialogpt_ds.files import replace_text, sha256_of_file
+
+FOLDER = "model"
+"""Name of the export in output_dir, and of the description in a checkpoint."""
+ORIGIN = "exported_from.json"
+"""File in the export that says which optimizer step it is of, and the size and SHA-256 of each file."""
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PROBE_TOKENS = 32
+"""Tokens that the live and the loaded model are compared on."""
+LOGIT_TOLERANCE = 0.02
+"""Largest difference of logits in half precision, as a share of the largest logit; fp32 is held to a hundredth of it."""
+
+
+def write_description(config: Any, tokenizer: Any, eos_id: int, trained_length: int, folder: Path) -> None:
+    """Write all that an export needs beside weights: config, generation_config and tokenizer."""
+    from transformers import GenerationConfig
+
+    described = type(config).from_dict(config.to_dict() | {"trained_max_length": trained_length})
+    described.save_pretrained(str(folder))
+    GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the live model says to a fixed row of tokens."""
+
+    logits: torch.Tensor
+    """[PROBE_TOKENS, vocabulary], on the CPU in fp32."""
+    device: torch.device
+
+
+def probe_ids(vocabulary: int) -> torch.Tensor:
+    """Return the row that models are compared on, [1, PROBE_TOKENS]."""
+    return torch.arange(PROBE_TOKENS).unsqueeze(0) % vocabulary
+
+
+@torch.no_grad()
+def probe(model: Any, device: torch.device) -> Probe:
+    """Run a model of transformers on the fixed row. Under ZeRO-3 collective: every rank must call."""
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=probe_ids(model.config.vocab_size).to(device), use_cache=False).logits
+    finally:
+        model.train(was_training)
+    return Probe(logits[0].float().cpu(), device)
+
+
+def write_export(
+    weights: dict[str, torch.Tensor], live: Probe | None, description: Path, folder: Path, card: str, step: int
+) -> None:
+    """Write a Hugging Face folder, load it back, compare it, and only then give it its name. One that is there is replaced.
+
+    Args:
+        weights: every parameter by its name in the model, in the type they are to be stored in; a tied head once.
+        live: what the model that they are of says; None compares with a model that is made of the weights here.
+        description: folder with config, generation_config and tokenizer.
+        folder: where to.
+        card: text of the model card, README.md.
+        step: optimizer step that the weights are of.
+
+    Raises:
+        RunError: what was written does not load back as it is.
+        OSError: it can't be written.
+    """
+    unfinished = folder.with_name(f"unfinished-{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        model = _model_of(weights, description)
+        model.save_pretrained(str(unfinished))
+        for file in sorted(description.iterdir()):
+            if file.is_file():
+                shutil.copyfile(file, unfinished / file.name)
+        _set_dtype(unfinished / "config.json", model.dtype)
+        replace_text(unfinished / "README.md", card)
+        _compare(weights, live or probe(model, torch.device("cpu")), unfinished)
+        files = {f.name: {"size": f.stat().st_size, "sha256": sha256_of_file(f)} for f in sorted(unfinished.iterdir())}
+        replace_text(unfinished / ORIGIN, json.dumps({"step": step, "files": files}, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def exported_step(folder: Path) -> int | None:
+    """Return the optimizer step that an export is of; None where there is no whole one."""
+    try:
+        origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == sums["size"] for name, sums in origin["files"].items())
+        return int(origin["step"]) if whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def gather_weights(engine: Any, zero_stage: int, keep: bool) -> dict[str, torch.Tensor]:
+    """Return the model's parameters by name on the CPU, one at a time gathered from all ranks. Collective.
+
+    A tied head comes once, under the name of the embedding.
+    """
+    import deepspeed
+
+    weights = {}
+    for name, parameter in engine.module.model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=zero_stage == 3):
+            if keep:
+                weights[name] = parameter.detach().cpu().clone()
+    return weights
+
+
+def _model_of(weights: dict[str, torch.Tensor], description: Path) -> Any:
+    """Return a model with the weights put in, so that transformers itself decides how tied tensors are stored."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(description), local_files_only=True)
+    model = AutoModelForCausalLM.from_config(config, dtype=next(iter(weights.values())).dtype)
+    missing = set(dict(model.named_parameters())) - set(weights)
+    if missing:
+        raise RunError(f"the weights lack {len(missing)} tensors of the model in {description}: {', '.join(sorted(missing)[:5])}")
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    return model
+
+
+def _set_dtype(file: Path, dtype: torch.dtype) -> None:
+    """Say in config.json what the weights are stored in."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    replace_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _compare(weights: dict[str, torch.Tensor], live: Probe, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto")
+    loaded = dict(model.named_parameters())
+    different = [name for name in weights.keys() | loaded.keys() if not _equal(weights.get(name), loaded.get(name))]
+    if different:
+        raise RunError(
+            f"the export in {folder} does not load back as trained; tensors that differ: {', '.join(sorted(different)[:5])}"
+        )
+    mine = probe(model.to(live.device), live.device).logits
+    tolerance = LOGIT_TOLERANCE * (0.01 if model.dtype == torch.float32 else 1.0)
+    error = float((mine - live.logits).abs().max()) / max(float(live.logits.abs().max()), 1e-6)
+    if not error <= tolerance:
+        raise RunError(
+            f"the export in {folder} loads, but doesn't say what the trained model says: its logits differ by {error:.3g} of the largest, "
+            f"{tolerance:g} is allowed"
+        )
+
+
+def _equal(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:
+    return mine is not None and theirs is not None and mine.dtype == theirs.dtype and torch.equal(mine, theirs)

@@ -1,0 +1,75 @@
+"""A watch over hangs: where nothing has moved for too long, every rank writes down where it stands, and the run ends."""
+
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from dialogpt_ds.errors import EXIT_RUN_FAILED
+
+GRACE_SECONDS = 5.0
+"""How long a rank that has written its stacks waits for the others to write theirs, before the launcher ends them all."""
+
+
+class HangWatch:
+    """Watches this rank while it is entered. Where one rank hangs, the others wait for it in a collective and time out with it."""
+
+    def __init__(self, folder: Path, rank: int, timeout: float) -> None:
+        self._path = folder / f"stacks-rank-{rank}.txt"
+        self._rank, self._timeout = rank, timeout
+        self._doing, self._since = "starting", time.monotonic()
+        self._ended = threading.Event()
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "HangWatch":
+        self._file = open(self._path, "a", encoding="utf-8")
+        faulthandler.register(signal.SIGUSR2, file=self._file, all_threads=True)
+        if self._timeout:
+            self.beat("starting")
+            threading.Thread(target=self._watch, name="hang-watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._ended.set()
+        faulthandler.cancel_dump_traceback_later()
+        faulthandler.unregister(signal.SIGUSR2)
+        assert self._file is not None
+        self._file.close()
+        if self._path.stat().st_size == 0:
+            self._path.unlink()
+
+    def beat(self, doing: str) -> None:
+        """Say that something has moved, and what comes now."""
+        self._doing, self._since = doing, time.monotonic()
+        if self._timeout and self._file is not None and not self._file.closed:
+            # Runs outside of Python, so it ends also a rank in which no thread of Python's gets its turn.
+            faulthandler.dump_traceback_later(self._timeout + 2 * GRACE_SECONDS, exit=True, file=self._file)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(self._timeout / 4, 1.0)):
+            waited = time.monotonic() - self._since
+            if waited > self._timeout:
+                self._give_up(waited)
+
+    def _give_up(self, waited: float) -> None:
+        assert self._file is not None
+        say = (
+            f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}: nothing has moved for {waited:,.0f} s "
+            f"(--hang_timeout {self._timeout:g}) while {self._doing}. Where each thread stands is in {self._path}"
+        )
+        self._file.write(f"{say}\n")
+        self._file.flush()
+        faulthandler.dump_traceback(self._file, all_threads=True)
+        hint = (
+            "; the rank whose main thread is not in a collective is the one that hangs. The last complete checkpoint is kept: the same "
+            "command goes on from it."
+        )
+        print(f"run failed: {say}{hint if self._rank == 0 else ''}", file=sys.stderr, flush=True)
+        time.sleep(GRACE_SECONDS)
+        os._exit(EXIT_RUN_FAILED)
