@@ -117,28 +117,42 @@ def train_step(
         seconds[name] += time.perf_counter() - started
         return result
 
+    missing = missing_loss_scale(engine)
     for micro_batch in step.micro_batches:
         weighted, _ = timed("forward", engine, **to_tensors(micro_batch, device, turn_ids))
         total += weighted.detach()
-        timed("backward", engine.backward, weighted * scale)
+        timed("backward", engine.backward, weighted * (scale * missing))
         timed("optimizer", engine.step)
     told = torch.cat([total.view(1), torch.tensor(wishes(), dtype=torch.float32, device=device)])
     torch.distributed.all_reduce(told)
     loss, *sums = told.tolist()
     return StepResult(
         loss=loss / step.weight_sum,
-        grad_norm=_number(engine.get_global_grad_norm()),
+        grad_norm=_number(engine.get_global_grad_norm(), missing if hasattr(engine.optimizer, "fp32_groups") else 1.0),
         applied=bool(engine.was_step_applied()),
         seconds=seconds,
         wishes=sums,
     )
 
 
-def _number(value: Any) -> float | None:
-    """Return a norm as a plain number; DeepSpeed gives a tensor, a float, or nothing, and -1 for an overflow."""
+def missing_loss_scale(engine: Any) -> float:
+    """Return the loss scale that DeepSpeed's ZeRO-0 fp16 optimizers divide gradients by, but its backward() leaves out; else 1.
+
+    Without this the gradients are smaller by the loss scale: what fp16 can't hold of them is lost, none is ever clipped, and Adam's
+    epsilon is no longer small beside them. Measured with DeepSpeed 0.19.8.
+    """
+    scaling = getattr(engine.optimizer, "loss_scale_config", None)
+    return float(scaling.cur_scale) if scaling is not None and scaling.use_grad_scaling else 1.0
+
+
+def _number(value: Any, scale: float = 1.0) -> float | None:
+    """Return a norm as a plain number; DeepSpeed gives a tensor, a float, or nothing, and -1 for an overflow.
+
+    Its ZeRO-0 optimizer with one tensor per parameter gives the norm of scaled gradients.
+    """
     if value is None:
         return None
-    number = float(value)
+    number = float(value) / scale
     return number if number >= 0 or math.isnan(number) else None
 
 
