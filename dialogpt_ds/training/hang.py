@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from dialogpt_ds.errors import EXIT_RUN_FAILED
 
@@ -25,11 +24,9 @@ class HangWatch:
         self._rank, self._timeout = rank, timeout
         self._doing, self._since = "starting", time.monotonic()
         self._ended = threading.Event()
-        self._file: IO[str] | None = None
 
     def __enter__(self) -> "HangWatch":
-        self._file = open(self._path, "a", encoding="utf-8")
-        faulthandler.register(signal.SIGUSR2, file=self._file, all_threads=True)
+        faulthandler.register(signal.SIGUSR2, all_threads=True)  # kill -USR2 shows where a rank is, which goes on
         if self._timeout:
             self.beat("starting")
             threading.Thread(target=self._watch, name="hang-watch", daemon=True).start()
@@ -39,17 +36,13 @@ class HangWatch:
         self._ended.set()
         faulthandler.cancel_dump_traceback_later()
         faulthandler.unregister(signal.SIGUSR2)
-        assert self._file is not None
-        self._file.close()
-        if self._path.stat().st_size == 0:
-            self._path.unlink()
 
     def beat(self, doing: str) -> None:
         """Say that something has moved, and what comes now."""
         self._doing, self._since = doing, time.monotonic()
-        if self._timeout and self._file is not None and not self._file.closed:
-            # Runs outside of Python, so it ends also a rank in which no thread of Python's gets its turn.
-            faulthandler.dump_traceback_later(self._timeout + 2 * GRACE_SECONDS, exit=True, file=self._file)
+        if self._timeout and not self._ended.is_set():
+            # Runs outside of Python, so it ends also a rank in which no thread of Python's gets its turn; it writes to stderr.
+            faulthandler.dump_traceback_later(self._timeout + 2 * GRACE_SECONDS, exit=True)
 
     def _watch(self) -> None:
         while not self._ended.wait(min(self._timeout / 4, 1.0)):
@@ -58,14 +51,14 @@ class HangWatch:
                 self._give_up(waited)
 
     def _give_up(self, waited: float) -> None:
-        assert self._file is not None
         say = (
             f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}: nothing has moved for {waited:,.0f} s "
             f"(--hang_timeout {self._timeout:g}) while {self._doing}. Where each thread stands is in {self._path}"
         )
-        self._file.write(f"{say}\n")
-        self._file.flush()
-        faulthandler.dump_traceback(self._file, all_threads=True)
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(f"{say}\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
         hint = (
             "; the rank whose main thread is not in a collective is the one that hangs. The last complete checkpoint is kept: the same "
             "command goes on from it."

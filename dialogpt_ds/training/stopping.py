@@ -1,10 +1,13 @@
 """Requests to stop, as they reach one rank: signals, a STOP file, a launcher that is gone. All ranks agree on them at a step's end."""
 
+import ctypes
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,6 +18,8 @@ from dialogpt_ds.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_RUN_FAILED
 
 STOP_FILE = "STOP"
 SECONDS_BETWEEN_LOOKS = 1.0
+PR_SET_PDEATHSIG = 1
+"""Option of Linux's prctl(2): the signal that a process gets when its parent ends."""
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as a shell says it."""
 
@@ -27,6 +32,20 @@ DONE_REASONS = ("SIGINT", "STOP file")
 def exit_code_of(reason: str) -> int:
     """Return the exit code of a stop that was carried out."""
     return EXIT_DONE if reason in DONE_REASONS else EXIT_PREEMPTED
+
+
+@contextmanager
+def children_hear_nothing() -> Iterator[None]:
+    """Start processes inside of this block that requests to stop don't reach: they have work to do until the rank itself ends.
+
+    A launcher sends its SIGTERM to everything below it. A blocked signal stays blocked in a child, over its exec too.
+    """
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequests:
@@ -112,7 +131,10 @@ def _heard(number: int, frame: FrameType | None) -> None:
 
 
 def ignore_in_child() -> None:
-    """Let a process that this rank forked leave stopping to the rank, which ends it."""
+    """Let a process that this rank forked leave stopping to the rank, and end with it, however that ends."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
