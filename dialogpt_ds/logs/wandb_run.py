@@ -90,5 +90,8 @@ class WandbRun:
         return f"wandb sync {folder}" if self.mode == "offline" else None
 
     def _give_up(self, error: Exception) -> None:
+        # A launcher that ends a run ends wandb's process with it; wandb would say so once more, with a traceback, when Python ends.
+        usual = sys.unraisablehook
+        sys.unraisablehook = lambda about: None if "teardown_atexit" in repr(about.object) else usual(about)
         print(f"warning: wandb failed and is left out from here on: {error!r}", file=sys.stderr, flush=True)
         self.run = None

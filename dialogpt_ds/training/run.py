@@ -43,7 +43,7 @@ from dialogpt_ds.training.hang import HangWatch
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.resume import Choice, check_shared, choose, position_to_go_on_from
 from dialogpt_ds.training.settings import Settings, order_key
-from dialogpt_ds.training.stopping import REASONS, StopRequests, children_hear_nothing, exit_code_of
+from dialogpt_ds.training.stopping import REASONS, StopRequests, exit_code_of
 from dialogpt_ds.training.world import join_world, leave_world
 
 LOST_CONTACT = (
@@ -157,8 +157,7 @@ class TrainingRun:
         return EXIT_DONE
 
     def _start_logs(self) -> None:
-        with children_hear_nothing():  # wandb has a process of its own, which takes the last metrics
-            self.recorder = Recorder(self.settings, self.state)
+        self.recorder = Recorder(self.settings, self.state)
         self.state.wandb_id = self.recorder.wandb.run_id
         self._write_what_runs()
         self.recorder.say(start_table(self.settings, self.num_parameters, self.recorder.wandb.mode, self.state.global_step))

@@ -6,8 +6,6 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -32,20 +30,6 @@ DONE_REASONS = ("SIGINT", "STOP file")
 def exit_code_of(reason: str) -> int:
     """Return the exit code of a stop that was carried out."""
     return EXIT_DONE if reason in DONE_REASONS else EXIT_PREEMPTED
-
-
-@contextmanager
-def children_hear_nothing() -> Iterator[None]:
-    """Start processes inside of this block that requests to stop don't reach: they have work to do until the rank itself ends.
-
-    A launcher sends its SIGTERM to everything below it. A blocked signal stays blocked in a child, over its exec too.
-    """
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequests:
