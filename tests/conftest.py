@@ -66,6 +66,16 @@ def two_ranks():
 
 
 @pytest.fixture(scope="session")
+def one_rank():
+    """One rank that stays up for the whole session, for what must happen at another world size than `two_ranks`."""
+    from tests.helpers.rank_pool import RankPool
+
+    pool = RankPool(1)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A very small model and shards for it: (model folder, folder with train and validation)."""
     from tests.helpers.small_world import make_small_world

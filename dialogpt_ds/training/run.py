@@ -1,9 +1,9 @@
 """The training run: one loop around the engine, from a position in the order to the exported model."""
 
-import contextlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -13,36 +13,29 @@ from typing import Any, NoReturn
 import torch
 import yaml
 
-from dialogpt_ds.checkpoints.folder import BEST, CheckpointFolder, Summary
-from dialogpt_ds.checkpoints.load import load_checkpoint, scaler_state, updates_made
-from dialogpt_ds.checkpoints.universal import convert
-from dialogpt_ds.checkpoints.writer import SaveError, save_checkpoint
+from dialogpt_ds.checkpoints.folder import BEST
+from dialogpt_ds.checkpoints.load import load_checkpoint
+from dialogpt_ds.checkpoints.writer import SaveError
 from dialogpt_ds.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, UserError
 from dialogpt_ds.export.card import model_card
-from dialogpt_ds.export.folder import FOLDER, gather_weights, probe, write_description, write_export
-from dialogpt_ds.files import replace_text, sha256_of_json
+from dialogpt_ds.export.folder import FOLDER, gather_weights, probe, write_export
+from dialogpt_ds.files import replace_text
 from dialogpt_ds.logs.recorder import Recorder, step_values
 from dialogpt_ds.logs.start_table import start_table
 from dialogpt_ds.model.load import build_model
 from dialogpt_ds.order.batches import RankStep
-from dialogpt_ds.order.mixture import MixturePosition, order_state
+from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.order.stream import RowStream
-from dialogpt_ds.training.agreement import all_reports, different_from_first, from_first
+from dialogpt_ds.training.agreement import all_reports
 from dialogpt_ds.training.data import TrainingData
-from dialogpt_ds.training.engine import (
-    StepResult,
-    learning_rate,
-    loss_scale,
-    parameter_group_names,
-    start_engine,
-    take_up_schedule,
-    train_step,
-)
+from dialogpt_ds.training.engine import StepResult, learning_rate, loss_scale, start_engine, take_up_schedule, train_step
 from dialogpt_ds.training.evaluation import evaluate
 from dialogpt_ds.training.hang import HangWatch
 from dialogpt_ds.training.progress_state import ProgressState
-from dialogpt_ds.training.resume import Choice, check_shared, choose, position_to_go_on_from
+from dialogpt_ds.training.resume import position_to_go_on_from
+from dialogpt_ds.training.saver import Saver
 from dialogpt_ds.training.settings import Settings, order_key
+from dialogpt_ds.training.start import Beginning, begin
 from dialogpt_ds.training.stopping import REASONS, StopRequests, exit_code_of
 from dialogpt_ds.training.world import join_world, leave_world
 
@@ -66,67 +59,28 @@ class TrainingRun:
         self.arguments = settings.arguments
         self.world = settings.world
         self.turn_ids = not self.arguments.no_token_id
-        self.started = self.last_saved = time.monotonic()
-        self.seconds_saving = 0.0
-        self.num_failed_saves = 0
-        self.saved_step: int | None = None
-        self.folder = CheckpointFolder(settings.output_dir)
         self.num_parameters = sum(p.numel() for p in model.parameters())
-        self.notes: list[str] = []
-        choice = self._choose()
-        check_same_run(settings, choice)
-        path = self._ready_to_load(choice)
+        beginning = begin(settings, watch, device)
+        self.notes = beginning.notes
         watch.beat("starting the engine")
         self.engine = start_engine(settings, model)
         self.state = ProgressState()
-        position = MixturePosition.start(len(settings.directories))
-        if choice is not None and path is not None:
-            watch.beat(f"loading {path}")
-            saved = load_checkpoint(self.engine, path, choice.bridged)
-            assert self.engine.global_steps == choice.step, (self.engine.global_steps, choice.step)
-            take_up_schedule(self.engine, settings)
-            self.state = ProgressState(**saved["progress"])
-            self.saved_step = choice.step
-            position = self._take_up_order(saved["order"])
+        position = self._take_up(beginning)
+        self.saver = Saver(settings, self.engine, watch, self.state.global_step if beginning.choice else None)
         self.data = TrainingData(settings, position, self.device)
         self.recorder: Recorder | None = None
 
-    def _choose(self) -> Choice | None:
-        """Return the checkpoint to go on from; the folder is in order afterwards."""
-        first = self.world.is_first
-        check_shared(self.settings)
-        if first:
-            self.folder.clean()
-        self.watch.beat("checking the checkpoints")
-        choice = choose(self.settings, self.device, self.notes.append)
-        if first and choice is not None and self.arguments.continue_from:
-            left = self.folder.leave_behind(choice.step)
-            if left:
-                self.notes.append(
-                    f"--continue_from {choice.step}: the checkpoints after it are of another history now; renamed to {', '.join(left)}"
-                )
-        return choice
-
-    def _ready_to_load(self, choice: Choice | None) -> Path | None:
-        """Return the folder to load: the checkpoint, or its conversion, which rank 0 makes while the others wait."""
-        if choice is None:
-            return None
-        if not choice.bridged:
-            return self.folder.path(choice.step)
-        path, failure = None, None
-        if self.world.is_first:
-            try:
-                path = convert(self.folder, choice.summary, lambda line: print(line, flush=True), self.watch.beat)
-            except OSError as error:
-                failure = f"checkpoint {self.folder.path(choice.step)} can't be converted for this run: {error}"
-        self.watch.beat("waiting for the conversion of the checkpoint")
-        failures = all_reports(failure, self.device)
-        if failures:
-            raise RunError(failures[0])
-        return from_first(path)
-
-    def _take_up_order(self, order: dict[str, Any]) -> MixturePosition:
-        position, differences = position_to_go_on_from(self.settings, order)
+    def _take_up(self, beginning: Beginning) -> MixturePosition:
+        """Load what the run goes on from, if there is something; returns its place in the order."""
+        choice, path = beginning.choice, beginning.path
+        if choice is None or path is None:
+            return MixturePosition.start(len(self.settings.directories))
+        self.watch.beat(f"loading {path}")
+        saved = load_checkpoint(self.engine, path, choice.bridged)
+        assert self.engine.global_steps == choice.step, (self.engine.global_steps, choice.step)
+        take_up_schedule(self.engine, self.settings)
+        self.state = ProgressState(**saved["progress"])
+        position, differences = position_to_go_on_from(self.settings, saved["order"])
         if differences:
             self.state.begin_epoch(0)
             self.notes.append(
@@ -144,28 +98,30 @@ class TrainingRun:
         """Train to num_optim_steps, evaluate, save, export; or to where a stop is asked for. Returns the exit code."""
         if self.world.is_first:
             self._start_logs()
-        reason = self._evaluate_and_save(None, due=False) if self._evaluation_is_due() else None
+        reason = self._evaluate_and_save(None, due=False)  # an evaluation that a stop had broken off
         while self.steps_left and reason is None:
-            reason, save_now = self._step()
-            step = self.state.global_step
-            due = save_now or not self.steps_left or step % self.settings.save_step == 0
+            reason, clock_wants_one = self._step()
+            due = clock_wants_one or not self.steps_left or self.state.global_step % self.settings.save_step == 0
             reason = self._evaluate_and_save(reason, due)
         self.data.close()
         if reason is not None:
             return self._stop(reason)
-        self._export()
+        self._finish()
         return EXIT_DONE
 
     def _start_logs(self) -> None:
-        self.recorder = Recorder(self.settings, self.state)
-        self.state.wandb_id = self.recorder.wandb.run_id
-        self._write_what_runs()
-        self.recorder.say(start_table(self.settings, self.num_parameters, self.recorder.wandb.mode, self.state.global_step))
+        settings, state = self.settings, self.state
+        self.recorder = Recorder(settings, state)
+        state.wandb_id = self.recorder.wandb.run_id
+        text = yaml.safe_dump(settings.what_runs(), sort_keys=False, allow_unicode=True)
+        replace_text(settings.output_dir / "run_config.yaml", text)
+        replace_text(settings.output_dir / "ds_config.json", json.dumps(settings.deepspeed, indent=2) + "\n")
+        self.recorder.say(start_table(settings, self.num_parameters, self.recorder.wandb.mode, state.global_step))
         for note in self.notes:
             self.recorder.say(note)
-        best = self.state.best_step
-        if self.state.best_eval_loss is not None and best in self.folder.steps() and self.folder.pointer(BEST) != best:
-            self.folder.point(BEST, best)  # killed between the save and the pointer
+        folder = self.saver.folder
+        if state.best_eval_loss is not None and state.best_step in folder.steps() and folder.pointer(BEST) != state.best_step:
+            folder.point(BEST, state.best_step)  # the run was killed between the save and the pointer
 
     def _evaluation_is_due(self) -> bool:
         """Say whether the step that was reached is one to evaluate at, and has not been evaluated."""
@@ -174,13 +130,21 @@ class TrainingRun:
         return self.settings.evaluation is not None and at_this_step and self.state.evaluated_step != step
 
     def _evaluate_and_save(self, reason: str | None, due: bool) -> str | None:
-        """Evaluate where it is time to, save where it is time to or something asks for it; returns the reason to stop, if there is one."""
-        improved = evaluated = False
+        """Evaluate where it is time to, and save where it is time to or something asks for it.
+
+        Args:
+            reason: why the run is to stop; then an evaluation waits for the resume.
+            due: whether it is time to save.
+
+        Returns:
+            Why the run is to stop.
+        """
+        improved = anew = False
         if reason is None and self._evaluation_is_due():
             improved, reason = self._evaluate()
             # A checkpoint from before its own evaluation, which a stop leaves, is made anew: else it would be evaluated at every resume.
-            evaluated = reason is None and self.saved_step == self.state.global_step
-        if due or improved or evaluated or (reason is not None and self.saved_step != self.state.global_step):
+            anew = reason is None and self.saver.saved_step == self.state.global_step
+        if due or improved or anew or (reason is not None and self.saver.saved_step != self.state.global_step):
             self._save(improved)
         return reason
 
@@ -203,14 +167,12 @@ class TrainingRun:
         if self.recorder is not None:
             self._record(step, result, rate, seconds)
         self._check_finite(result, rate)
-        *reasons, save_now = result.wishes
-        return _first_reason(reasons), save_now > 0
+        *reasons, clock_wants_one = result.wishes
+        return _first_reason(reasons), clock_wants_one > 0
 
     def _wishes(self) -> list[float]:
         """Return what this rank wishes for: reasons to stop, and (of rank 0's clock) a checkpoint."""
-        minutes = (time.monotonic() - self.last_saved) / 60
-        save_now = self.world.is_first and bool(self.arguments.save_minutes) and minutes >= self.arguments.save_minutes
-        return [*self.requests.vector(), float(save_now)]
+        return [*self.requests.vector(), float(self.world.is_first and self.saver.clock_wants_one())]
 
     def _check_finite(self, result: StepResult, rate: float) -> None:
         """End the run before a model that is not a number is saved; raises RunError on all ranks, which have the same figures."""
@@ -248,31 +210,23 @@ class TrainingRun:
 
     def _evaluate(self) -> tuple[bool, str | None]:
         """Evaluate; returns whether it is the best so far, and why it was broken off."""
-        directory = self.settings.evaluation
+        directory, state = self.settings.evaluation, self.state
         assert directory is not None
         started = time.perf_counter()
         stream = RowStream(directory, order_key(directory, 0, self.settings.row_length, packing=True))
-        result = evaluate(
-            self.engine,
-            stream,
-            self.world,
-            self.arguments.valid_batch_size,
-            directory.manifest.eos_id,
-            self.device,
-            self.turn_ids,
-            self._asked_to_stop,
-        )
+        eos = directory.manifest.eos_id
+        rows = self.arguments.valid_batch_size
+        result = evaluate(self.engine, stream, self.world, rows, eos, self.device, self.turn_ids, self._asked_to_stop)
         seconds = time.perf_counter() - started
-        self.state.epoch_seconds += seconds
+        state.epoch_seconds += seconds
         if result is None:
             return False, self._agreed_reason()
-        best = self.state.best_eval_loss
-        improved = math.isfinite(result.loss) and (best is None or result.loss < best)
+        improved = math.isfinite(result.loss) and (state.best_eval_loss is None or result.loss < state.best_eval_loss)
         if improved:
-            self.state.best_eval_loss, self.state.best_step = result.loss, self.state.global_step
-        self.state.evaluated_step, self.state.last_eval_loss = self.state.global_step, result.loss
+            state.best_eval_loss, state.best_step = result.loss, state.global_step
+        state.evaluated_step, state.last_eval_loss = state.global_step, result.loss
         if self.recorder is not None:
-            self.recorder.evaluation(result, seconds, self.state)
+            self.recorder.evaluation(result, seconds, state)
         return improved, None
 
     def _asked_to_stop(self) -> bool:
@@ -286,66 +240,16 @@ class TrainingRun:
         return _first_reason(told.tolist())
 
     def _save(self, improved: bool) -> None:
-        started = time.perf_counter()
-        step = self.state.global_step
-        self.watch.beat(f"saving step {step}")
         try:
-            path = save_checkpoint(
-                self.engine, self.folder, self._summary(), self._client_state(), self._write_description,
-                self.arguments.keep_checkpoints, self.watch.beat,
-            )  # fmt: skip
+            path, seconds = self.saver.save(self.state, self.data.position)
         except SaveError as error:
-            self.num_failed_saves += 1
             if self.recorder is not None:
-                self.recorder.not_saved(str(error), self.num_failed_saves, self.state)
+                self.recorder.not_saved(str(error), self.saver.num_failed, self.state)
             return
-        finally:
-            self.last_saved = time.monotonic()
-            seconds = time.perf_counter() - started
-            self.seconds_saving += seconds
-            self.state.epoch_seconds += seconds
-        self.saved_step = step
         if self.recorder is not None:
             if improved:
-                self.folder.point(BEST, step)
-            share = self.seconds_saving / (time.monotonic() - self.started)
-            self.recorder.saved(str(path), seconds, share, self.state)
-
-    def _client_state(self) -> dict[str, Any]:
-        """Return our part of a checkpoint, plain types. Random states aren't in it: each step's is made from seed, step and rank."""
-        return {
-            "progress": self.state.to_plain(),
-            "order": order_state(self.settings.order_key, self.data.position),
-            "loss_scaler": scaler_state(self.engine),
-            "parameter_groups": parameter_group_names(self.engine) if self.settings.zero_stage == 0 else None,
-        }
-
-    def _summary(self) -> Summary:
-        settings = self.settings
-        layout = settings.layout()
-        return Summary(
-            step=self.state.global_step,
-            world_size=layout.pop("processes"),
-            zero_stage=layout.pop("ZeRO stage"),
-            precision=layout.pop("precision"),
-            optimizer={
-                "type": settings.optimizer_type,
-                "updates": updates_made(self.engine),
-                "groups": len(self.engine.optimizer.param_groups),
-                "layout": layout,
-            },
-            model=settings.model.name,
-            model_shape=settings.model.shape(),
-            order=order_state(settings.order_key, self.data.position),
-            run=settings.facts_for_a_card() | self.state.facts_for_a_card(),
-        )
-
-    def _write_description(self, folder: Path) -> None:
-        settings = self.settings
-        description = folder / FOLDER
-        description.mkdir(exist_ok=True)
-        eos = settings.train.manifest.eos_id
-        write_description(settings.model.config, settings.tokenizer, eos, settings.row_length, description)
+                self.saver.folder.point(BEST, self.state.global_step)
+            self.recorder.saved(str(path), seconds, self.saver.share, self.state)
 
     def _stop(self, reason: str) -> int:
         """End a run that was asked to stop; returns the exit code."""
@@ -353,104 +257,65 @@ class TrainingRun:
         step = self.state.global_step
         if self.recorder is not None:
             self.recorder.close()
-        if self.saved_step != step:
+        if self.saver.saved_step != step:
             raise RunError(
                 f"stopped by {reason} after step {step:,}, which could not be saved; the last complete checkpoint is kept"
             )
         if self.world.is_first:
             print(
-                f"stopped by {reason}: step {step:,} of {self.arguments.num_optim_steps:,} is saved in {self.folder.path(step)}; the same "
-                "command goes on from it",
+                f"stopped by {reason}: step {step:,} of {self.arguments.num_optim_steps:,} is saved in {self.saver.folder.path(step)}; "
+                "the same command goes on from it",
                 flush=True,
             )
         return exit_code_of(reason)
 
-    def _export(self) -> None:
+    def _finish(self) -> None:
+        """Export, close the logs, and say where everything is."""
         self.watch.beat("exporting the model")
-        folder = self._export_model()
+        target = self._export()
+        step = self.state.global_step
         if self.recorder is not None:
             sync = self.recorder.close()
             best = self.state.best_eval_loss
-            print(f"done: {self.state.global_step:,} steps, {self.state.tokens_seen:,} tokens, {self.state.rows_seen:,} rows")
+            print(f"done: {step:,} steps, {self.state.tokens_seen:,} tokens, {self.state.rows_seen:,} rows")
             if best is not None:
                 print(f"best evaluation: loss {best:.4f}, perplexity {math.exp(best):,.2f} at step {self.state.best_step:,}")
-            print(f"model: {folder}\nlogs: {self.settings.log_dir}\ncheckpoints: {self.folder.root}")
+            print(f"model: {target}\nlogs: {self.settings.log_dir}\ncheckpoints: {self.saver.folder.root}")
             if sync:
                 print(f"upload to wandb: {sync}")
-        if self.saved_step != self.state.global_step:
+        if self.saver.saved_step != step:
             raise RunError(
-                f"the run is at its end and its model is exported, but the checkpoint of step {self.state.global_step:,} could not be saved"
+                f"the run is at its end and its model is exported, but the checkpoint of step {step:,} could not be saved"
             )
 
-    def _export_model(self) -> Path:
-        """Write output_dir/model in the training precision; raises RunError on all ranks where it can't be or loads back differently."""
-        settings = self.settings
-        weights = gather_weights(self.engine, settings.zero_stage, keep=self.world.is_first)
+    def _export(self) -> Path:
+        """Write output_dir/model in the training precision; raises RunError on all ranks where it can't be, or loads back differently."""
+        output = self.settings.output_dir
+        weights = gather_weights(self.engine, self.settings.zero_stage, keep=self.world.is_first)
         live = probe(self.engine.module.model, self.device)
-        target = settings.output_dir / FOLDER
         failure = None
         if self.world.is_first:
-            summary = self._summary()
-            description = settings.output_dir / f"unfinished-{FOLDER}-description"
+            description = output / f"unfinished-{FOLDER}-description"
             try:
-                description.mkdir(exist_ok=True)
-                self._write_description(description)
-                write_export(weights, live, description / FOLDER, target, model_card(summary.run, summary.step), summary.step)
+                self.saver.write_description(description)
+                summary = self.saver.summary(self.state, self.data.position)
+                card = model_card(summary.run, summary.step)
+                write_export(weights, live, description / FOLDER, output / FOLDER, card, summary.step)
             except OSError as error:
-                failure = f"the model can't be exported to {target}: {error}"
+                failure = f"the model can't be exported to {output / FOLDER}: {error}"
             except RunError as error:
                 failure = str(error)
             finally:
-                with contextlib.suppress(OSError):
-                    _remove(description)
+                shutil.rmtree(description, ignore_errors=True)
         failures = all_reports(failure, self.device)
         if failures:
             raise RunError(failures[0])
-        return target
-
-    def _write_what_runs(self) -> None:
-        settings = self.settings
-        text = yaml.safe_dump(settings.what_runs(), sort_keys=False, allow_unicode=True)
-        replace_text(settings.output_dir / "run_config.yaml", text)
-        replace_text(settings.output_dir / "ds_config.json", json.dumps(settings.deepspeed, indent=2) + "\n")
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
+        return output / FOLDER
 
 
 def _first_reason(sums: list[float]) -> str | None:
     """Return the first of REASONS that some rank had."""
     return next((reason for reason, count in zip(REASONS, sums, strict=True) if count > 0), None)
-
-
-def check_same_run(settings: Settings, choice: Choice | None) -> None:
-    """Refuse ranks that were not given the same run, such as by an old copy of the data on one node. Collective.
-
-    Raises:
-        RunError: on every rank, naming the ranks that differ from rank 0 and in what.
-    """
-    facts = {
-        "train_input_file (fingerprints of its manifests)": settings.order_key,
-        "eval_input_file (fingerprint of its manifest)": settings.evaluation and settings.evaluation.manifest.fingerprint,
-        "batch": settings.batch,
-        "DeepSpeed configuration": settings.deepspeed,
-        "num_optim_steps": settings.arguments.num_optim_steps,
-        "valid_step": settings.arguments.valid_step,
-        "save_step": settings.save_step,
-        "on_bad_block": settings.arguments.on_bad_block,
-        "model": settings.model.shape(),
-        "checkpoint that is gone on from": choice and (choice.step, choice.bridged),
-    }
-    different = different_from_first({name: sha256_of_json(repr(value)) for name, value in facts.items()})
-    if different:
-        raise RunError(
-            "the ranks were not all given the same run. These differ from rank 0:\n  "
-            + "\n  ".join(f"{name}: rank {', '.join(map(str, ranks))}" for name, ranks in different.items())
-            + "\nDo all nodes have the same copy of the data and of the configuration?"
-        )
 
 
 def train(settings: Settings) -> int:

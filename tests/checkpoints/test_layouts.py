@@ -1,0 +1,153 @@
+"""A run goes on from its checkpoint: bit for bit as it was saved, and within rounding in any other layout."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.rank_pool import RankPool
+from tests.helpers.rank_tasks import write_deepspeed
+from tests.helpers.run_tasks import losses_of, weights_of, whole_run
+
+SmallWorld = tuple[Path, Path]
+Pools = dict[int, RankPool]
+STAGES = (0, 1, 2, 3)
+HALF, WHOLE = 3, 6
+"""Optimizer steps before the change, and in all."""
+TOLERANCE = {"fp32": 1e-6, "bf16": 2e-4, "fp16": 2e-4}
+"""Of losses in another layout; the same layout is held to equality."""
+
+
+@pytest.fixture(scope="module")
+def pools(one_rank: RankPool, two_ranks: RankPool) -> Pools:
+    return {1: one_rank, 2: two_ranks}
+
+
+class Runs:
+    """Runs of one precision on the small world, with 8 rows a step at any world size."""
+
+    def __init__(self, small_world: SmallWorld, folder: Path, precision: str, pools: Pools, **options: Any) -> None:
+        self.model, self.shards = small_world
+        self.folder, self.precision, self.pools = folder, precision, pools
+        # From 2 ** 17 the first updates overflow, so that skipped steps and a falling scale have to survive.
+        self.options = options | ({"fp16": {"initial_scale_power": 17, "hysteresis": 1}} if precision == "fp16" else {})
+
+    def argv(self, output: Path, stage: int, world: int, steps: int, *more: str) -> list[str]:
+        config = write_deepspeed(self.folder, stage, self.precision, **self.options)
+        return [
+            "--model", str(self.model), "--train_input_file", str(self.shards / "train"), "--skip_eval", "--output_dir", str(output),
+            "--deepspeed_config", config, "--num_optim_steps", str(steps), "--save_step", str(HALF), "--lr_schedule", "noam",
+            "--warmup_steps", "4", "--learning_rate", "1e-6", "--train_batch_size", str(8 // world),
+            "--gradient_accumulation_steps", "1", *more,
+        ]  # fmt: skip
+
+    def run(self, output: Path, stage: int, world: int, steps: int, *more: str) -> dict[str, Any]:
+        ended = self.pools[world].run(whole_run, self.argv(output, stage, world, steps, *more), self.precision == "fp16")
+        assert {end["code"] for end in ended} == {0}, ended
+        return ended[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_pair_of_stages_at_another_world_size(small_world: SmallWorld, pools: Pools, tmp_path: Path, precision: str) -> None:
+    """Two processes to one: the same rows, losses within rounding, group settings and step counts as they were."""
+    runs = Runs(small_world, tmp_path, precision, pools)
+    whole = runs.run(tmp_path / "whole", 1, 1, WHOLE)
+    expected = losses_of(tmp_path / "whole")
+    if precision == "fp16":
+        assert whole["skipped"] >= 1, "the loss scaler has something to remember"
+    for source in STAGES:
+        runs.run(tmp_path / f"from-{source}", source, 2, HALF)
+        for target in STAGES:
+            output = tmp_path / f"{source}-to-{target}"
+            shutil.copytree(tmp_path / f"from-{source}", output)
+            ended = runs.run(output, target, 1, WHOLE)
+            pair = f"{precision}: ZeRO-{source} on 2 -> ZeRO-{target} on 1"
+            assert losses_of(output) == pytest.approx(expected, abs=TOLERANCE[precision]), pair
+            assert [ended[name] for name in ("groups", "steps", "applied", "skipped")] == [
+                whole[name] for name in ("groups", "steps", "applied", "skipped")
+            ], pair
+            assert not list((output / "checkpoints").glob("universal-*")), "a conversion goes when the next checkpoint is complete"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_there_and_back_again(small_world: SmallWorld, pools: Pools, tmp_path: Path, stage: int) -> None:
+    """2 -> 1 -> 2 processes."""
+    runs = Runs(small_world, tmp_path, "bf16", pools)
+    runs.run(tmp_path / "whole", stage, 2, 9)
+    for world, steps in ((2, 3), (1, 6), (2, 9)):
+        runs.run(tmp_path / "changing", stage, world, steps)
+    assert losses_of(tmp_path / "changing") == pytest.approx(losses_of(tmp_path / "whole"), abs=TOLERANCE["bf16"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_same_layout_goes_on_bit_for_bit(small_world: SmallWorld, pools: Pools, tmp_path: Path, precision: str) -> None:
+    runs = Runs(small_world, tmp_path, precision, pools)
+    for stage in STAGES:
+        runs.run(tmp_path / f"whole-{stage}", stage, 2, WHOLE)
+        for steps in (HALF, WHOLE):
+            runs.run(tmp_path / f"halved-{stage}", stage, 2, steps, "--save_step", "2")
+        assert losses_of(tmp_path / f"halved-{stage}") == losses_of(tmp_path / f"whole-{stage}"), (precision, stage)
+        assert weights_of(tmp_path / f"halved-{stage}") == weights_of(tmp_path / f"whole-{stage}"), (precision, stage)
+
+
+def test_dropout_goes_on_bit_for_bit(small_world: SmallWorld, pools: Pools, tmp_path: Path) -> None:
+    runs = Runs(small_world, tmp_path, "fp32", pools)
+    runs.run(tmp_path / "whole", 1, 2, WHOLE, "--dropout", "0.2")
+    for steps in (HALF, WHOLE):
+        runs.run(tmp_path / "halved", 1, 2, steps, "--dropout", "0.2")
+    assert losses_of(tmp_path / "halved") == losses_of(tmp_path / "whole")
+    runs.run(tmp_path / "without", 1, 2, WHOLE)
+    assert losses_of(tmp_path / "without")[1:] != losses_of(tmp_path / "whole")[1:]
+
+
+def test_another_precision_goes_on_from_the_fp32_weights(small_world: SmallWorld, pools: Pools, tmp_path: Path) -> None:
+    first = Runs(small_world, tmp_path, "bf16", pools)
+    first.run(tmp_path / "whole", 1, 2, WHOLE)
+    first.run(tmp_path / "changing", 1, 2, HALF)
+    Runs(small_world, tmp_path, "fp32", pools).run(tmp_path / "changing", 1, 2, WHOLE)
+    assert losses_of(tmp_path / "changing") == pytest.approx(losses_of(tmp_path / "whole"), abs=2e-3)
+
+
+def test_offloading_the_optimizer_on_the_way(small_world: SmallWorld, pools: Pools, tmp_path: Path) -> None:
+    plain = Runs(small_world, tmp_path, "bf16", pools)
+    plain.run(tmp_path / "whole", 2, 2, WHOLE)
+    plain.run(tmp_path / "changing", 2, 2, HALF)
+    (tmp_path / "offload").mkdir()
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    offloading = Runs(small_world, tmp_path / "offload", "bf16", pools, zero_optimization=zero)
+    offloading.run(tmp_path / "changing", 2, 2, WHOLE)
+    assert losses_of(tmp_path / "changing") == pytest.approx(losses_of(tmp_path / "whole"), abs=TOLERANCE["bf16"])
+
+
+def test_a_conversion_is_made_once_and_anew_where_it_is_damaged(small_world: SmallWorld, pools: Pools, tmp_path: Path) -> None:
+    from dialogpt_ds.checkpoints.folder import CheckpointFolder, Summary
+    from dialogpt_ds.checkpoints.universal import convert
+
+    runs = Runs(small_world, tmp_path, "fp32", pools)
+    runs.run(tmp_path / "out", 1, 2, HALF)
+    folder = CheckpointFolder(tmp_path / "out")
+    summary = Summary.read(folder.path(HALF))
+    said: list[str] = []
+
+    def converted() -> tuple[Path, float, list[str]]:
+        said.clear()
+        path = convert(folder, summary, said.append, lambda doing: None)
+        return path, (path / "universal.json").stat().st_mtime_ns, list(said)
+
+    path, first, words = converted()
+    assert words == [f"converting {folder.path(HALF)} into DeepSpeed's universal format, once"]
+    assert converted() == (path, first, [])
+    tensor = next(path.glob("zero/*/exp_avg.pt"))
+    content = bytearray(tensor.read_bytes())
+    content[len(content) // 2] ^= 1
+    tensor.write_bytes(bytes(content))
+    again, second, words = converted()
+    assert again == path
+    assert second > first
+    assert "is made anew: zero/" in words[0]
+    # A checkpoint of the same step that was written anew has another conversion.
+    content = json.loads((folder.path(HALF) / "checkpoint.json").read_text())
+    (folder.path(HALF) / "checkpoint.json").write_text(json.dumps(content | {"model": "another"}))
+    assert "it is of another checkpoint" in converted()[2][0]
