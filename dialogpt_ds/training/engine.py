@@ -19,6 +19,7 @@ def start_engine(settings: Settings, model: Any) -> Any:
     import deepspeed
 
     loss = TargetLoss(model)
+    loss.train()  # transformers loads models in evaluation mode, in which dropout does nothing
     schedule = settings.arguments.lr_schedule
     facts = settings.schedule_settings()
 

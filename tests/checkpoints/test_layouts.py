@@ -25,14 +25,23 @@ def pools(one_rank: RankPool, two_ranks: RankPool) -> Pools:
     return {1: one_rank, 2: two_ranks}
 
 
+def fp16_from(power: int) -> dict[str, Any]:
+    """Return DeepSpeed's block for a loss scale that begins at 2 ** power."""
+    return {"fp16": {"initial_scale_power": power, "hysteresis": 1}}
+
+
+def loss_scales_of(output: Path) -> set[float]:
+    metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return {m["loss_scale"] for m in metrics if "loss" in m}
+
+
 class Runs:
     """Runs of one precision on the small world, with 8 rows a step at any world size."""
 
     def __init__(self, small_world: SmallWorld, folder: Path, precision: str, pools: Pools, **options: Any) -> None:
         self.model, self.shards = small_world
         self.folder, self.precision, self.pools = folder, precision, pools
-        # From 2 ** 17 the first updates overflow, so that skipped steps and a falling scale have to survive.
-        self.options = options | ({"fp16": {"initial_scale_power": 17, "hysteresis": 1}} if precision == "fp16" else {})
+        self.options = options
 
     def argv(self, output: Path, stage: int, world: int, steps: int, *more: str) -> list[str]:
         config = write_deepspeed(self.folder, stage, self.precision, **self.options)
@@ -52,18 +61,19 @@ class Runs:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_pair_of_stages_at_another_world_size(small_world: SmallWorld, pools: Pools, tmp_path: Path, precision: str) -> None:
     """Two processes to one: the same rows, losses within rounding, group settings and step counts as they were."""
-    runs = Runs(small_world, tmp_path, precision, pools)
+    runs = Runs(small_world, tmp_path, precision, pools, **fp16_from(14))
     whole = runs.run(tmp_path / "whole", 1, 1, WHOLE)
     expected = losses_of(tmp_path / "whole")
-    if precision == "fp16":
-        assert whole["skipped"] >= 1, "the loss scaler has something to remember"
+    # A scale that was not carried over would begin here.
+    after = Runs(small_world, tmp_path, precision, pools, **fp16_from(9))
     for source in STAGES:
         runs.run(tmp_path / f"from-{source}", source, 2, HALF)
         for target in STAGES:
             output = tmp_path / f"{source}-to-{target}"
             shutil.copytree(tmp_path / f"from-{source}", output)
-            ended = runs.run(output, target, 1, WHOLE)
+            ended = after.run(output, target, 1, WHOLE)
             pair = f"{precision}: ZeRO-{source} on 2 -> ZeRO-{target} on 1"
+            assert loss_scales_of(output) == {2.0**14 if precision == "fp16" else 1.0}, pair
             assert losses_of(output) == pytest.approx(expected, abs=TOLERANCE[precision]), pair
             assert [ended[name] for name in ("groups", "steps", "applied", "skipped")] == [
                 whole[name] for name in ("groups", "steps", "applied", "skipped")
@@ -83,9 +93,11 @@ def test_there_and_back_again(small_world: SmallWorld, pools: Pools, tmp_path: P
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_same_layout_goes_on_bit_for_bit(small_world: SmallWorld, pools: Pools, tmp_path: Path, precision: str) -> None:
-    runs = Runs(small_world, tmp_path, precision, pools)
+    # From 2 ** 17 the first updates overflow, so that skipped steps and a falling scale have to survive.
+    runs = Runs(small_world, tmp_path, precision, pools, **fp16_from(17))
     for stage in STAGES:
-        runs.run(tmp_path / f"whole-{stage}", stage, 2, WHOLE)
+        whole = runs.run(tmp_path / f"whole-{stage}", stage, 2, WHOLE)
+        assert (whole["skipped"] > 0) == (precision == "fp16")
         for steps in (HALF, WHOLE):
             runs.run(tmp_path / f"halved-{stage}", stage, 2, steps, "--save_step", "2")
         assert losses_of(tmp_path / f"halved-{stage}") == losses_of(tmp_path / f"whole-{stage}"), (precision, stage)
