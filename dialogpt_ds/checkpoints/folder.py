@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dialogpt_ds.files import replace_text, sha256_of_file, sync_folder
+from dialogpt_ds.files import replace_text, sha256_of_file, sha256_of_json, sync_folder
 
 FOLDER = "checkpoints"
 LATEST, BEST = "latest", "best"
 SUMMARY = "checkpoint.json"
 FORMAT = 1
 """Version of the summary; raised when its meaning changes."""
+OWN_SUM = "sha256_of_this"
+"""Key of the SHA-256 of the rest of the summary, as canonical JSON."""
 UNFINISHED, REPLACED, LEFT, UNIVERSAL = "unfinished-", "replaced-", "left-", "universal-"
 """Prefixes of folders that are being written, are about to be replaced, were left behind by --continue_from, or hold a
 checkpoint converted for another number of processes or ZeRO stage."""
@@ -52,7 +54,8 @@ class Summary:
 
     def write(self, folder: Path) -> None:
         """Write it as the last file of a checkpoint."""
-        replace_text(folder / SUMMARY, json.dumps(vars(self), indent=2, ensure_ascii=False) + "\n")
+        content = vars(self) | {OWN_SUM: sha256_of_json(json.loads(json.dumps(vars(self))))}
+        replace_text(folder / SUMMARY, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Summary":
@@ -62,13 +65,14 @@ class Summary:
             DamagedCheckpointError: it is missing, or is no summary of this version.
         """
         try:
-            summary = cls(**json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
-            places = dict(summary.order), dict(summary.files), int(summary.step)
+            content = dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise DamagedCheckpointError(f"{folder / SUMMARY} can't be read: {error}") from error
-        if summary.format != FORMAT or not places[1]:
-            raise DamagedCheckpointError(f"{folder / SUMMARY} has format {summary.format}, this version reads {FORMAT}")
-        return summary
+        if content.pop(OWN_SUM, None) != sha256_of_json(content):
+            raise DamagedCheckpointError(f"{folder / SUMMARY} is not as it was written: its content has another SHA-256")
+        if content.get("format") != FORMAT:
+            raise DamagedCheckpointError(f"{folder / SUMMARY} has format {content.get('format')}, this version reads {FORMAT}")
+        return cls(**content)
 
 
 class DamagedCheckpointError(Exception):
