@@ -325,23 +325,24 @@ def train(settings: Settings) -> int:
     # Weights that don't fit are a mistake, and mistakes are said before the ranks come together.
     model = build_model(settings.model, settings.arguments.init_checkpoint or None)
     device = join_world(settings.world)
-    try:
-        with (
-            StopRequests(settings.output_dir, settings.world.is_first) as requests,
-            HangWatch(settings.output_dir, settings.world.rank, settings.arguments.hang_timeout) as watch,
-        ):
+    with (
+        StopRequests(settings.output_dir, settings.world.is_first) as requests,
+        HangWatch(settings.output_dir, settings.world.rank, settings.arguments.hang_timeout) as watch,
+    ):
+        try:
             run = TrainingRun(settings, requests, watch, model, device)
             code = run.run()
             requests.carry_out()
             watch.beat("leaving")
             leave_world(run.engine)
             return code
-    except (UserError, RunError):
-        # Raised on all ranks, so they can part in order.
-        leave_world(run.engine if run is not None else None)
-        raise
-    except Exception as error:
-        end_alone(error, settings)
+        except (UserError, RunError):
+            # Raised on all ranks, so they can part in order.
+            leave_world(run.engine if run is not None else None)
+            raise
+        except Exception as error:
+            # In here, where the launcher's SIGTERM does not yet end this rank before it has spoken.
+            end_alone(error, settings)
 
 
 def end_alone(error: Exception, settings: Settings) -> NoReturn:

@@ -66,6 +66,7 @@ class StopRequests:
         signal.set_wakeup_fd(self._fd_before)
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._writer.send(b"\0")  # wakes the thread
         self._thread.join()
         self._reader.close()
         self._writer.close()

@@ -11,7 +11,7 @@ import torch
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.order.mixture import MixturePosition, order_state
 from dialogpt_ds.training.data import TrainingData
-from dialogpt_ds.training.run import check_same_run
+from dialogpt_ds.training.start import check_same_run
 from dialogpt_ds.training.world import World
 from tests.helpers.rank_tasks import engine_of, settings_of
 
