@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,34 @@ class LineFile:
                 if line and line != header and _step_or_none(step_of, line, resumed_step):
                     kept.append(line)
         replace_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed in close)
+        self._path = path
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed in close)
+        self._waiting = b""
 
     def write(self, line: str) -> None:
-        """Append a line; it is in the file when this returns."""
-        self._file.write(line + "\n")
-        self._file.flush()
+        """Append a line; it is in the file when this returns, or waits for the next one where the disk takes none now."""
+        first_failure = not self._waiting
+        self._waiting += f"{line}\n".encode()
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if first_failure:
+                print(
+                    f"warning: {self._path} can't be written now ({error.strerror}); its lines are kept until it can",
+                    file=sys.stderr,
+                )
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; lines that no disk would take are lost, and said to be."""
+        try:
+            self._write_waiting()
+        except OSError as error:
+            count = self._waiting.count(b"\n")
+            print(f"warning: the last {count:,} lines of {self._path} are lost: {error.strerror}", file=sys.stderr)
         self._file.close()
 
 

@@ -53,7 +53,7 @@ def arm(moment: str, step: int) -> None:
     elif moment == "hang":
         before(run.TrainingRun, "_wishes", hang_here, at_step)
     elif moment == "save":  # while the files are written
-        before(writer.SummingEngine, "save", die, lambda self, state, path: f"{step:08d}" in path)
+        before(writer.SummingEngine, "save", die, lambda *given, **named: f"{step:08d}" in str(named.get("path", given[-1])))
     elif moment == "complete":  # all is written, the name not given
         before(folder.CheckpointFolder, "publish", die, lambda self, unfinished, name: name.endswith(f"{step:08d}"))
     elif moment == "latest":  # between the rename and the pointer
