@@ -37,6 +37,8 @@ def start_engine(settings: Settings, model: Any) -> Any:
     )
     if settings.zero_stage == 0 and settings.precision != "fp32":
         _undo_trial_step(engine.optimizer)
+    elif settings.zero_stage == 0:
+        _guard_update(engine)
     return engine
 
 
@@ -70,6 +72,27 @@ def _undo_trial_step(optimizer: Any) -> None:
         if "step" in state:
             state["step"] = torch.zeros_like(state["step"]) if torch.is_tensor(state["step"]) else 0
     optimizer.refresh_fp32_params()
+
+
+def _guard_update(engine: Any) -> None:
+    """Let ZeRO-0 in fp32 leave out an update whose gradient is not finite, and tell its norm, as all other stages do.
+
+    DeepSpeed applies it, which makes every weight NaN. Gradients are reduced by then, so all ranks see the same.
+    """
+    optimizer, update = engine.optimizer, engine.optimizer.step
+    clipping = engine.gradient_clipping() or math.inf
+
+    def clip() -> None:
+        """Replaces DeepSpeed's, which is called only where clipping is on, and keeps the norm to itself."""
+
+    def guarded(*positional: Any, **named: Any) -> Any:
+        norm = float(torch.nn.utils.clip_grad_norm_(engine.module.parameters(), clipping))
+        optimizer._global_grad_norm = norm
+        optimizer.overflow = not math.isfinite(norm)  # DeepSpeed counts it as a skipped step
+        return None if optimizer.overflow else update(*positional, **named)
+
+    engine.clip_fp32_gradients = clip
+    optimizer.step = guarded
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
