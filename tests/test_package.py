@@ -12,7 +12,7 @@ import pytest
 from dialogpt_ds.config.arguments import TrainingArguments
 from tests.conftest import ROOT
 
-COMMANDS = ("dialogpt-inspect", "dialogpt-plot", "dialogpt-replies", "dialogpt-shards", "dialogpt-train")
+COMMANDS = ("dialogpt-export", "dialogpt-inspect", "dialogpt-plot", "dialogpt-replies", "dialogpt-shards", "dialogpt-train")
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,12 @@ def test_training_options_are_frozen() -> None:
         "model_name_or_path init_checkpoint dropout no_token_id train_input_file eval_input_file normalize_data max_seq_length "
         "packing loader_workers on_bad_block cache_dir cache_gb seed train_batch_size valid_batch_size "
         "gradient_accumulation_steps learning_rate lr_schedule warmup_steps warmup_proportion num_optim_steps fp16 loss_scale "
-        "deepspeed_config valid_step skip_eval save_step keep_checkpoints resume continue_from output_dir log_dir pbar "
-        "wandb_project wandb_run_name wandb_tags wandb_mode verbose print_config "
+        "deepspeed_config valid_step skip_eval save_step save_minutes keep_checkpoints resume continue_from changed_order hang_timeout "
+        "output_dir log_dir pbar wandb_project wandb_run_name wandb_tags wandb_mode verbose print_config "
         "expect_world_size local_rank"
     )
 
 
 def test_shell_scripts_parse() -> None:
-    for file in (*ROOT.glob("launch/*.sh"), *ROOT.glob("tests/*.sh"), ROOT / ".ci" / "run"):
+    for file in (*ROOT.glob("launch/*.sh"), *ROOT.glob("tests/**/*.sh"), ROOT / ".ci" / "run"):
         assert subprocess.run(["bash", "-n", str(file)], timeout=10).returncode == 0, file

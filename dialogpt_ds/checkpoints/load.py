@@ -104,8 +104,11 @@ def torch_optimizer(engine: Any) -> Any:
 
 
 def updates_made(engine: Any) -> int:
-    """Return how many updates Adam has made, which its bias correction goes by; 0 for an optimizer that doesn't count."""
-    return next((int(state["step"]) for state in torch_optimizer(engine).state.values() if "step" in state), 0)
+    """Return how many updates Adam has made, which its bias correction goes by; 0 for an optimizer that doesn't count.
+
+    DeepSpeed's FusedAdam counts in the last parameter of each group alone.
+    """
+    return max((int(state["step"]) for state in torch_optimizer(engine).state.values() if "step" in state), default=0)
 
 
 def _repair_steps(engine: Any) -> None:

@@ -75,8 +75,8 @@ def test_every_pair_of_stages_at_another_world_size(small_world: SmallWorld, poo
             pair = f"{precision}: ZeRO-{source} on 2 -> ZeRO-{target} on 1"
             assert loss_scales_of(output) == {2.0**14 if precision == "fp16" else 1.0}, pair
             assert losses_of(output) == pytest.approx(expected, abs=TOLERANCE[precision]), pair
-            assert [ended[name] for name in ("groups", "steps", "applied", "skipped")] == [
-                whole[name] for name in ("groups", "steps", "applied", "skipped")
+            assert [ended[name] for name in ("groups", "updates", "applied", "skipped")] == [
+                whole[name] for name in ("groups", "updates", "applied", "skipped")
             ], pair
             assert not list((output / "checkpoints").glob("universal-*")), "a conversion goes when the next checkpoint is complete"
 
@@ -163,3 +163,19 @@ def test_a_conversion_is_made_once_and_anew_where_it_is_damaged(small_world: Sma
     content = json.loads((folder.path(HALF) / "checkpoint.json").read_text())
     (folder.path(HALF) / "checkpoint.json").write_text(json.dumps(content | {"model": "another"}))
     assert "it is of another checkpoint" in converted()[2][0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_deepspeeds_own_adam_keeps_flat_groups_at_stage_0(
+    small_world: SmallWorld, pools: Pools, tmp_path: Path, precision: str
+) -> None:
+    """As on a GPU: one fp32 tensor per group at stage 0, steps counted in integers."""
+    adam = {"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}} | fp16_from(14)
+    runs = Runs(small_world, tmp_path, precision, pools, **adam)
+    runs.run(tmp_path / "whole", 0, 1, WHOLE)
+    for source, target in ((0, 1), (1, 0), (0, 0), (0, 3)):
+        output = tmp_path / f"{source}-to-{target}"
+        runs.run(output, source, 2, HALF)
+        ended = runs.run(output, target, 1, WHOLE)
+        assert losses_of(output) == pytest.approx(losses_of(tmp_path / "whole"), abs=TOLERANCE[precision]), (source, target)
+        assert ended["updates"] == WHOLE

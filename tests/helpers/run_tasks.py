@@ -52,16 +52,15 @@ def whole_run(world: World, argv: list[str], fp16: bool = False) -> dict[str, An
 
 def facts_of(run: TrainingRun) -> dict[str, Any]:
     """Return what must survive a resume beside the weights."""
-    from dialogpt_ds.checkpoints.load import torch_optimizer
+    from dialogpt_ds.checkpoints.load import updates_made
 
     groups = [
         {key: value for key, value in group.items() if key not in ("params", "step") and not isinstance(value, torch.Tensor)}
         for group in run.engine.optimizer.param_groups
     ]
-    state = torch_optimizer(run.engine).state.values()
     return {
         "groups": groups,
-        "steps": sorted({int(entry["step"]) for entry in state}),
+        "updates": updates_made(run.engine),
         "applied": run.engine.lr_scheduler.last_epoch,
         "skipped": run.engine.skipped_steps,
     }

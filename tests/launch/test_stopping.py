@@ -42,7 +42,11 @@ def check_stopped(launched: Launched, output: Path, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("launcher", "number", "code"),
-    [(deepspeed, signal.SIGTERM, 75), (deepspeed, signal.SIGINT, 0), (torchrun, signal.SIGUSR1, None)],
+    [
+        (deepspeed, signal.SIGTERM, 75),
+        pytest.param(deepspeed, signal.SIGINT, 0, marks=pytest.mark.slow),
+        pytest.param(torchrun, signal.SIGUSR1, None, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_to_any_rank_stops_all_of_them(
     small_world: SmallWorld, tmp_path: Path, launcher: object, number: signal.Signals, code: int | None
@@ -93,7 +97,7 @@ def test_a_stop_during_an_evaluation_is_made_up_for(small_world: SmallWorld, tmp
     assert "evaluation at step 4" not in again.stdout
 
 
-@pytest.mark.parametrize("victim", ["runner", "launcher"])
+@pytest.mark.parametrize("victim", ["runner", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_ranks_whose_launcher_is_gone_stop_by_themselves(small_world: SmallWorld, tmp_path: Path, victim: str) -> None:
     """SIGTERM to the runner, or kill -9 to the process below it, ends it alone."""
     output = tmp_path / "out"
@@ -107,6 +111,7 @@ def test_ranks_whose_launcher_is_gone_stop_by_themselves(small_world: SmallWorld
         check_stopped(launched, output, "launcher is gone")
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_launcher(small_world: SmallWorld, tmp_path: Path) -> None:
     """It ends the ranks one after another; all of them save together at the first one's."""
     output = tmp_path / "out"
@@ -117,7 +122,7 @@ def test_sigterm_to_the_launcher(small_world: SmallWorld, tmp_path: Path) -> Non
         check_stopped(launched, output, "SIGTERM")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_takes_the_others_down_within_seconds(small_world: SmallWorld, tmp_path: Path, victim: int) -> None:
     output = tmp_path / "out"
     with Launched(deepspeed(2) + options(small_world, output), tmp_path / "log") as launched:
