@@ -28,10 +28,7 @@ def load_checkpoint(engine: Any, path: Path, universal: bool) -> dict[str, Any]:
     hyper_parameters = [
         {key: value for key, value in group.items() if key not in NOT_HYPER_PARAMETERS} for group in engine.optimizer.param_groups
     ]
-    if not universal:
-        _, client_state = engine.load_checkpoint(str(path.parent), tag=path.name)
-    else:
-        client_state = _load_universal(engine, path)
+    client_state = _load_universal(engine, path) if universal else engine.load_checkpoint(str(path.parent), tag=path.name)[1]
     assert client_state is not None and CLIENT_STATE in client_state, path
     state = client_state[CLIENT_STATE]
     for group, values in zip(engine.optimizer.param_groups, hyper_parameters, strict=True):

@@ -51,6 +51,14 @@ _REFUSED_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
         (False,),
         "the trainer relies on DeepSpeed to step after gradient_accumulation_steps micro-batches. Remove the key",
     ),
+    "checkpoint.use_node_local_storage": (
+        (True,),
+        "a checkpoint is one folder with the files of all ranks, on a disk that all nodes share. Remove the key",
+    ),
+    "checkpoint.load_universal": (
+        (True,),
+        "a checkpoint of another layout is converted, and loaded as that, where it is needed. Remove the key",
+    ),
 }
 
 _ON_COMMAND_LINE = {

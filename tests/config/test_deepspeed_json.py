@@ -272,6 +272,8 @@ def test_a_zero_stage_is_from_0_to_3(value: Any) -> None:
         ({"pipeline": {"x": float("nan")}}, ["pipeline.x is NaN", "must be finite"]),
         ({"gradient_allreduce_op": "sum"}, ['gradient_allreduce_op is "sum", which cannot be used']),
         ({"managed_gradient_accumulation": False}, ["managed_gradient_accumulation is false, which cannot be used"]),
+        ({"checkpoint": {"load_universal": True}}, ["checkpoint.load_universal is true, which cannot be used"]),
+        ({"checkpoint": {"use_node_local_storage": True}}, ["use_node_local_storage is true", "a disk that all nodes share"]),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named_with_the_rule(config: dict[str, Any], fragments: list[str]) -> None:

@@ -90,3 +90,20 @@ def evaluation_error(world: World, argvs: list[list[str]]) -> str:
     finally:
         engine.destroy()
     return ""
+
+
+def shared_disk_error(world: World, argvs: list[list[str]]) -> str:
+    """Return what is said of an output_dir; each rank with its own command line."""
+    from dialogpt_ds.errors import UserError
+    from dialogpt_ds.training import resume
+
+    settings = settings_of(world, argvs[world.rank])
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    patience, resume.TOKEN_SECONDS = resume.TOKEN_SECONDS, 1.0
+    try:
+        resume.check_shared(settings)
+    except UserError as error:
+        return str(error)
+    finally:
+        resume.TOKEN_SECONDS = patience
+    return ""

@@ -17,7 +17,10 @@ from dialogpt_ds.training import resume
 from dialogpt_ds.training.resume import check_fits, choose, first_look, lock_output, position_to_go_on_from
 from dialogpt_ds.training.settings import Settings, prepare
 from dialogpt_ds.training.world import World
+from tests.helpers.data_tasks import shared_disk_error
+from tests.helpers.rank_pool import RankPool
 from tests.helpers.rank_tasks import write_deepspeed
+from tests.helpers.run_tasks import whole_run
 
 SmallWorld = tuple[Path, Path]
 CPU = torch.device("cpu")
@@ -201,3 +204,31 @@ def test_the_summary_says_what_a_checkpoint_is_of(small_world: SmallWorld, tmp_p
     summary = json.loads((path / "checkpoint.json").read_text())
     assert (summary["step"], summary["zero_stage"], summary["precision"]) == (10, 2, "bf16")
     assert summary["files"]["weights.pt"]["size"] == len(b"weights.pt")
+
+
+def test_an_output_dir_that_is_not_shared_is_refused_on_all_ranks(
+    two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path
+) -> None:
+    """As on two nodes whose disks are their own: the same path, another folder."""
+    argvs = []
+    for node in ("node-0", "node-1"):
+        (tmp_path / node).mkdir()
+        argvs.append(["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
+                      "--output_dir", str(tmp_path / node / "out"), "--fp16", "False"])  # fmt: skip
+    errors = two_ranks.run(shared_disk_error, argvs)
+    assert errors[0] == errors[1].replace("node-1", "node-0")
+    assert "is not one folder for all processes: what rank 0 writes on" in errors[0]
+    assert "is not seen by rank 1 on" in errors[0]
+    assert two_ranks.run(shared_disk_error, [argvs[0], argvs[0]]) == ["", ""]
+    assert not list((tmp_path / "node-0" / "out").iterdir()), "nothing is left of the look"
+
+
+def test_the_clock_wants_checkpoints_too(two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path) -> None:
+    argv = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval", "--fp16", "False",
+            "--output_dir", str(tmp_path / "out"), "--num_optim_steps", "5", "--save_step", "100", "--keep_checkpoints", "0"]  # fmt: skip
+    (end, _) = two_ranks.run(whole_run, [*argv, "--save_minutes", "0.00001"])
+    assert end["code"] == 0
+    assert CheckpointFolder(tmp_path / "out").steps() == [1, 2, 3, 4, 5]
+    saves = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines() if "seconds_save" in line]
+    assert [save["step"] for save in saves] == [1, 2, 3, 4, 5]
+    assert all(0 < save["save_share"] < 1 and save["seconds_save"] > 0 for save in saves)
