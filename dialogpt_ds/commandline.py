@@ -11,7 +11,7 @@ from typing import Any, Generic, NoReturn, TypeVar, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from dialogpt_ds.errors import EXIT_RUN_FAILED, EXIT_USER_ERROR, RunError, UserError
+from dialogpt_ds.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, EXIT_USER_ERROR, RunError, UserError
 
 Arguments = TypeVar("Arguments")
 
@@ -94,6 +94,9 @@ def run_command(work: Callable[[], int], is_first_rank: bool = True, grace_secon
     """
     try:
         return work()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     except (UserError, RunError) as error:
         code = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_RUN_FAILED
         if not is_first_rank:

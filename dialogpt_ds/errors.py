@@ -6,6 +6,8 @@ EXIT_RUN_FAILED = 1
 """The run could not go on; the last complete checkpoint is kept."""
 EXIT_USER_ERROR = 2
 """The input or the configuration is wrong; nothing was started."""
+EXIT_INTERRUPTED = 130
+"""SIGINT where nothing can be saved: 128 + 2, as a shell says it."""
 EXIT_PREEMPTED = 75
 """SIGTERM or SIGUSR1 was carried out; the run wants to be started again (EX_TEMPFAIL of sysexits.h)."""
 

@@ -338,6 +338,8 @@ def train(settings: Settings) -> int:
             return code
         except (UserError, RunError):
             # Raised on all ranks, so they can part in order.
+            if run is not None:
+                run.data.close()
             leave_world(run.engine if run is not None else None)
             raise
         except Exception as error:

@@ -12,14 +12,12 @@ from typing import Any
 
 import psutil
 
-from dialogpt_ds.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_RUN_FAILED
+from dialogpt_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_RUN_FAILED
 
 STOP_FILE = "STOP"
 SECONDS_BETWEEN_LOOKS = 1.0
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl(2): the signal that a process gets when its parent ends."""
-EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as a shell says it."""
 
 REASONS = ("SIGINT", "STOP file", "SIGTERM", "SIGUSR1", "SIGHUP", "launcher is gone")
 """What a run may be asked to stop by, in the order in which one is named where several came."""
@@ -121,8 +119,17 @@ def ignore_in_child() -> None:
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # SIGTERM comes from a launcher, to everything below it, or from the rank, which then waits for this process to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_for_parent, name="end-for-parent", daemon=True).start()
+
+
+def _end_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _launcher_of(process: psutil.Process) -> list[psutil.Process]:

@@ -1,5 +1,6 @@
 """Whole runs on the ranks of a pool: what launch/train.py does between the ranks' coming together and their parting."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def whole_run(world: World, argv: list[str], fp16: bool = False) -> dict[str, An
         accelerator.is_fp16_supported = honest
         if run is not None:
             run.engine.destroy()
+            run = None
+            gc.collect()  # an engine of stage 1 or 2 keeps a buffer of a gigabyte, in cycles of references
 
 
 def facts_of(run: TrainingRun) -> dict[str, Any]:
