@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     steps = [name.removeprefix("step-0000000").removeprefix("step-000000") for name in left if name.startswith("step-")]
     record(
         f"kill -9, {kill.moment} ({where}), ZeRO-{stage}",
-        f"exit {code} after {seconds:.0f} s, checkpoints left: {', '.join(steps) or 'none'}; resumed: weights "
+        f"exit {code}{f' {seconds:.0f} s after it' if kill.moment == 'any time' else ''}, checkpoints left: {', '.join(steps) or 'none'}; resumed: weights "
         + ("equal" if equal else "DIFFERENT"),
     )
     assert equal
