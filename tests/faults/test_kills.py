@@ -20,8 +20,6 @@ pytestmark = pytest.mark.slow
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "20"))
 SEED = int(os.environ.get("FAULT_SEED", "1"))
 STEPS = 12
-SECONDS_TO_END = 30.0
-"""A launcher looks once a second, and gives what is left below it half a minute at most."""
 FAULTS = str(ROOT / "tests" / "helpers" / "train_with_fault.py")
 SmallWorld = tuple[Path, Path]
 
@@ -126,10 +124,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     unit = {"evaluation": "batch", "any time": "tenth of a second"}.get(kill.moment, "step")
     where = f"rank {kill.rank}, {unit} {kill.step}"
     steps = [name.removeprefix("step-0000000").removeprefix("step-000000") for name in left if name.startswith("step-")]
+    ended = f"exit {code}" + (f" {seconds:.0f} s after it" if kill.moment == "any time" else "")
     record(
         f"kill -9, {kill.moment} ({where}), ZeRO-{stage}",
-        f"exit {code}{f' {seconds:.0f} s after it' if kill.moment == 'any time' else ''}, checkpoints left: {', '.join(steps) or 'none'}; resumed: weights "
-        + ("equal" if equal else "DIFFERENT"),
+        f"{ended}, checkpoints left: {', '.join(steps) or 'none'}; resumed: weights {'equal' if equal else 'DIFFERENT'}",
     )
     assert equal
     assert len(losses_of(output)) == STEPS
