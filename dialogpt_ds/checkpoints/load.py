@@ -56,12 +56,11 @@ def _load_universal(engine: Any, path: Path) -> dict[str, Any]:
 
 def _load_unpartitioned(engine: Any, zero: Path) -> None:
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
-    step = torch.load(zero / "optimizer_state.pt", weights_only=False)["optimizer_state_dict"]["state"][0]["step"]
+    step = torch.load(zero / "optimizer_state.pt", weights_only=True)["optimizer_state_dict"]["state"][0]["step"]
     optimizer = torch_optimizer(engine)
     for parameter, owner, place in _places(engine):
         loaded = {
-            key: torch.load(zero / names[parameter] / f"{key}.pt", map_location="cpu", weights_only=False)["param"]
-            for key in STATES
+            key: torch.load(zero / names[parameter] / f"{key}.pt", map_location="cpu", weights_only=True)["param"] for key in STATES
         }
         owner.data.view(-1)[place].copy_(loaded["fp32"].flatten())
         parameter.data.copy_(loaded["fp32"])

@@ -134,7 +134,7 @@ def _reshape(zero: Path, state: dict[str, Any]) -> None:
     for name, shape in _shapes(state).items():
         for key in STATES:
             file = zero / name / f"{key}.pt"
-            found = torch.load(file, map_location="cpu", weights_only=False)
+            found = torch.load(file, map_location="cpu", weights_only=True)
             tensor = found["param"] if isinstance(found, dict) else found
             _save(file, tensor.flatten()[: math.prod(shape)].reshape(tuple(shape)))
 
