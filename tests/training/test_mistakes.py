@@ -189,7 +189,7 @@ def test_a_world_of_another_size_than_expected(small_world: SmallWorld, tmp_path
         ({"model": "medium_ft.pkl"}, "DialoGPT's .pkl files can't be read by this version"),
         ({"init_checkpoint": "/no/where"}, "--init_checkpoint '/no/where' is not a folder"),
         ({"resume": "must"}, "has no complete checkpoint"),
-        ({"continue_from": "7"}, "step-00000007 is no complete checkpoint; there are: none"),
+        ({"continue_from": "7"}, "has no checkpoint of that step; it has: none"),
         ({"deepspeed_config": "/no/where.json"}, "/no/where.json"),
         ({"lr_schedule": "nom"}, "lr_schedule"),
         (
