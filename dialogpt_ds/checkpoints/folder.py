@@ -1,5 +1,6 @@
 """The folder of a run's checkpoints: what is complete in it, what the pointers say, what is deleted."""
 
+import itertools
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -15,9 +16,9 @@ FORMAT = 1
 """Version of the summary; raised when its meaning changes."""
 OWN_SUM = "sha256_of_this"
 """Key of the SHA-256 of the rest of the summary, as canonical JSON."""
-UNFINISHED, REPLACED, LEFT, UNIVERSAL = "unfinished-", "replaced-", "left-", "universal-"
-"""Prefixes of folders that are being written, are about to be replaced, were left behind by --continue_from, or hold a
-checkpoint converted for another number of processes or ZeRO stage."""
+UNFINISHED, REPLACED, LEFT, DAMAGED, UNIVERSAL = "unfinished-", "replaced-", "left-", "damaged-", "universal-"
+"""Prefixes of folders that are being written, are about to be replaced, were left behind by --continue_from, were found
+damaged, or hold a checkpoint converted for another number of processes or ZeRO stage."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -158,22 +159,20 @@ class CheckpointFolder:
         if newest is not None and self.pointer(LATEST) != newest:
             self.point(LATEST, newest)
 
-    def leave_behind(self, step: int) -> list[str]:
-        """Rename the checkpoints after `step`, which is gone on from: they belong to another history; returns their new names."""
-        left = []
-        for later in [found for found in self.steps() if found > step]:
-            path = self.path(later)
-            target = path.with_name(f"{LEFT}{path.name}")
-            for number in range(2, 1_000):
-                if not target.exists():
-                    break
-                target = path.with_name(f"{LEFT}{path.name}-{number}")
-            path.rename(target)
-            left.append(target.name)
-        self.point(LATEST, step)
-        best = self.pointer(BEST)
-        if best is not None and best > step:
+    def set_aside(self, step: int, prefix: str) -> Path:
+        """Rename a checkpoint, so that it is none any more but is kept; `best` does not point to it any more. Returns where it is."""
+        path = self.path(step)
+        names = (f"{prefix}{path.name}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+        target = next(target for name in names if not (target := path.with_name(name)).exists())
+        path.rename(target)
+        if self.pointer(BEST) == step:
             (self.root / BEST).unlink()
+        return target
+
+    def leave_behind(self, step: int) -> list[str]:
+        """Set the checkpoints after `step` aside, which is gone on from: they belong to another history; returns their new names."""
+        left = [self.set_aside(later, LEFT).name for later in self.steps() if later > step]
+        self.point(LATEST, step)
         return left
 
     def rotate(self, keep: int) -> None:

@@ -174,7 +174,6 @@ def _let_deepspeed_write(engine: Any, writer: SummingEngine, root: Path, tag: st
     engine.checkpoint_engine = writer
     # DeepSpeed's recovery scripts are left out: launch/export.py does their work, also for ZeRO-0 and tied weights.
     engine._copy_recovery_script = lambda save_path: None
-    # Its own word for which ranks write depends on the engine's type; ours is the plain one.
     try:
         engine.save_checkpoint(
             str(root),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from dialogpt_ds.checkpoints.folder import BEST, CheckpointFolder, DamagedCheckpointError, Summary, difference
+from dialogpt_ds.checkpoints.folder import DAMAGED, CheckpointFolder, DamagedCheckpointError, Summary, difference
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.order.mixture import MixturePosition, order_differences, position_from_state
 from dialogpt_ds.training.agreement import all_gathered, all_reports, from_first
@@ -180,14 +180,7 @@ def _examined(folder: CheckpointFolder, step: int, settings: Settings, device: t
 
 def _set_aside(folder: CheckpointFolder, damages: list[tuple[int, str]], say: Callable[[str], None]) -> None:
     for step, damage in damages:
-        path = folder.path(step)
-        aside = path.with_name(f"damaged-{path.name}")
-        number = 2
-        while aside.exists():
-            aside, number = path.with_name(f"damaged-{path.name}-{number}"), number + 1
-        path.rename(aside)
-        if folder.pointer(BEST) == step:
-            (folder.root / BEST).unlink()
+        aside = folder.set_aside(step, DAMAGED)
         say(
             f"WARNING: the checkpoint of step {step:,} is damaged ({damage}). It is now {aside}; the run goes on from the one before it."
         )
