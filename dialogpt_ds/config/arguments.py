@@ -13,9 +13,9 @@ class TrainingArguments:
 
     # The model
     model_name_or_path: str = option("117M", "--model")
-    """117M, 345M, 762M, small or tiny (random weights), a local Hugging Face folder, or a hub id."""
+    """117M, 345M, 762M, small or tiny (random weights), a local Hugging Face folder, a hub id, or DialoGPT's .pkl file."""
     init_checkpoint: str = ""
-    """Local Hugging Face folder whose weights are loaded into the model."""
+    """Local Hugging Face folder or .pkl file whose weights are loaded into the model."""
     dropout: float = 0.0
     """Dropout probability everywhere in the model; DialoGPT trained without."""
     no_token_id: bool = True
@@ -65,6 +65,9 @@ class TrainingArguments:
     """Half precision with loss scaling; where a DeepSpeed JSON names a precision, that holds."""
     loss_scale: float = 0
     """Fixed fp16 loss scale; 0 adapts it."""
+    max_skipped_steps: int = 20
+    """Updates in a row that may be left out for gradients that are not finite before the run ends (fp16: at least as many as the
+    loss scale needs to come down from where it starts)."""
     deepspeed_config: str = option("", "--deepspeed")
     """DeepSpeed JSON, see ds_configs/; without it ZeRO stage 1 in the precision that fp16 says."""
 

@@ -47,7 +47,7 @@ def fill_precision(deepspeed: dict[str, Any], precision: Precision, arguments: T
             f"--loss_scale {arguments.loss_scale} on the command line, {stated} in the DeepSpeed JSON: leave one of them out"
         )
     block["loss_scale"] = arguments.loss_scale if stated is None else stated
-    # From 2**16, and halved at once: a start at 2**32 would skip its first dozen steps.
+    # From 2**16: a start at DeepSpeed's 2**32 would leave out the first dozen updates. Hysteresis 2 forgives a single overflow.
     block.setdefault("initial_scale_power", 16)
     block.setdefault("hysteresis", 2)
     block.setdefault("loss_scale_window", 1_000)

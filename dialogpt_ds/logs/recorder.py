@@ -96,7 +96,7 @@ def step_values(
     Args:
         result: what the step gave.
         state: counts after the step.
-        facts: lr, loss_scale, skipped_steps, skipped_blocks and skipped_examples so far, and the step's rows, tokens, targets,
+        facts: lr, loss_scale, skipped_steps, loss_spikes, skipped_blocks and skipped_examples so far, and the step's rows, tokens, targets,
             fractional epoch and that of each source.
         seconds: of the whole step.
         seconds_data: of it, spent waiting for the batch.
@@ -111,6 +111,7 @@ def step_values(
         "grad_norm": result.grad_norm,
         "loss_scale": facts["loss_scale"],
         "skipped_steps": facts["skipped_steps"],
+        "loss_spikes": facts["loss_spikes"],
         "tokens_per_second": facts["tokens"] / seconds,
         "target_tokens_per_second": facts["targets"] / seconds,
         "padding_share": 1.0 - facts["tokens"] / (facts["rows"] * row_length),

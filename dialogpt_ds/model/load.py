@@ -1,4 +1,4 @@
-"""Where a model comes from: a preset, a local folder, or the hub."""
+"""Where a model comes from: a preset, a local folder, DialoGPT's .pkl, or the hub."""
 
 import pickle
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.model.presets import POSITIONS, PRESETS, VOCABULARY
+from dialogpt_ds.model.pkl import config_of, is_pkl, read_pkl, shape_of
+from dialogpt_ds.model.presets import POSITIONS, PRESETS, VOCABULARY, Gpt2Shape, gpt2_shape
 from dialogpt_ds.tokenization import require_hub
 
 
@@ -18,7 +19,7 @@ class ModelSource:
     config: Any
     """transformers' configuration, dropout already set."""
     weights: str | None
-    """Folder or hub id with weights; None: random weights from the seed."""
+    """Folder, .pkl file or hub id with weights; None: random weights from the seed."""
 
     @property
     def max_positions(self) -> int | None:
@@ -37,7 +38,7 @@ class ModelSource:
 
 
 def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int) -> ModelSource:
-    """Find a model by preset name, local folder or hub id.
+    """Find a model by preset name, local folder, DialoGPT's .pkl file, or hub id.
 
     Args:
         name: what `--model` says.
@@ -59,6 +60,8 @@ def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int) -> 
             vocab_size=max(VOCABULARY, vocabulary_size),
         )  # fmt: skip
         source = ModelSource(name, config, None)
+    elif is_pkl(name):
+        source = ModelSource(name, config_of(read_pkl(name, "--model"), name, "--model"), name)
     else:
         source = ModelSource(name, _config_of(name, "--model"), name)
     if source.config.vocab_size < vocabulary_size:
@@ -77,8 +80,6 @@ def _config_of(name: str, what: str) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     folder = Path(name).expanduser()
-    if name.endswith(".pkl"):
-        raise UserError(f"{what} {name!r}: DialoGPT's .pkl files can't be read by this version; give a Hugging Face folder")
     if not folder.is_dir():
         try:
             config = AutoConfig.from_pretrained(name, local_files_only=True)
@@ -108,11 +109,15 @@ def set_dropout(config: Any, probability: float) -> None:
             setattr(config, name, probability)
 
 
-def check_init_checkpoint(folder: str) -> None:
-    """Check that `--init_checkpoint` names a folder with a model; raises UserError."""
-    if not Path(folder).expanduser().is_dir():
-        raise UserError(f"--init_checkpoint {folder!r} is not a folder with a Hugging Face model (such as output_dir/model)")
-    _config_of(folder, "--init_checkpoint")
+def check_init_checkpoint(name: str, source: ModelSource) -> None:
+    """Check that `--init_checkpoint` names a .pkl file or a folder with a model, of the shape that `source` has; raises UserError."""
+    what = "--init_checkpoint"
+    if is_pkl(name):
+        _check_shape(shape_of(read_pkl(name, what), name, what), source, name)
+        return
+    if not Path(name).expanduser().is_dir():
+        raise UserError(f"{what} {name!r} is no folder with a Hugging Face model (such as output_dir/model), and no .pkl file")
+    _config_of(name, what)
 
 
 def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
@@ -128,16 +133,70 @@ def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
     weights = str(Path(init_checkpoint).expanduser()) if init_checkpoint else source.weights
     if weights is None:
         return AutoModelForCausalLM.from_config(source.config, dtype=torch.float32)
+    if is_pkl(weights):
+        return _from_pkl(source, weights, "--init_checkpoint" if init_checkpoint else "--model")
     try:
+        shape = gpt2_shape(_shapes_in(Path(weights))) if source.config.model_type == "gpt2" else None
+        if shape is not None:
+            _check_shape(shape, source, weights)
         # Strict about shapes, and about what is missing: a head that starts at random would look like a model that forgot.
         model, info = AutoModelForCausalLM.from_pretrained(
             weights, config=source.config, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(f"the weights in {weights!r} do not fit model {source.name!r}: {error}") from error
+        raise UserError(f"the weights in {weights!r} do not fit model {source.name!r}: {_shortened(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
             f"the weights in {weights!r} lack {len(missing)} tensors of model {source.name!r}: {', '.join(missing[:5])}"
         )
     return model
+
+
+def _from_pkl(source: ModelSource, path: str, what: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    weights = read_pkl(path, what)
+    _check_shape(shape_of(weights, path, what), source, path)
+    model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32)
+    model.load_state_dict(weights, strict=False)  # read_pkl has compared the names; a tied head has none of its own
+    model.tie_weights()
+    return model
+
+
+def _check_shape(found: Gpt2Shape, source: ModelSource, weights: str) -> None:
+    """Refuse weights of another size than the model's, and name the right one; raises UserError."""
+    config = source.config
+    if config.model_type == "gpt2":
+        wanted = Gpt2Shape(config.n_layer, config.n_embd, config.n_positions, config.vocab_size)
+        if found == wanted:
+            return
+        is_own = weights == source.weights
+        says = f"the config.json beside them says {wanted}" if is_own else f"--model {source.name!r} is {wanted}"
+    else:
+        is_own, says = False, f"--model {source.name!r} is a {config.model_type!r} model"
+    if is_own:
+        way_out = "put the config.json that belongs to them there"
+    elif found.preset and found.positions == POSITIONS:
+        way_out = f"give --model {found.preset}"
+    else:
+        way_out = "name the weights with --model, which takes their shape, instead of --init_checkpoint"
+    raise UserError(f"the weights in {weights!r} do not fit: they are of {found}, {says}; {way_out}")
+
+
+def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a folder's tensors, read from the headers of its safetensors files; nothing where it has none."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    return shapes
+
+
+def _shortened(error: Exception) -> str:
+    """Return the beginning of a message: transformers tells of each tensor that does not fit, which can be a page."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:4])[:600] + (f" ... ({len(lines):,} lines)" if len(lines) > 4 else "")

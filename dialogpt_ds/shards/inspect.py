@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class InspectArguments:
     """Read everything and compare every checksum and count."""
     show: int = 0
     """Print so many examples, spread over the directory, turn by turn."""
+    at: list[str] = option([])
+    """Print these examples, named BLOCK:EXAMPLE as messages of the trainer name them."""
     plot: str = ""
     """Picture (.png or .svg) with histograms of the examples' lengths and turns."""
 
@@ -46,7 +48,10 @@ def _inspect(argv: list[str] | None) -> int:
         raise UserError(f"--show {arguments.show} must be 0 or more")
     if arguments.plot and Path(arguments.plot).suffix not in (".png", ".svg"):
         raise UserError(f"--plot {arguments.plot!r}: the name must end in .png or .svg")
+    if arguments.at and len(arguments.folders) != 1:
+        raise UserError(f"--at names examples of one shard directory; {len(arguments.folders)} are given")
     directories = [_open(folder) for folder in arguments.folders]
+    named = [_named(place, directories[0]) for place in arguments.at]
     problems: list[str] = []
     for directory in directories:
         print_totals(directory)
@@ -59,7 +64,7 @@ def _inspect(argv: list[str] | None) -> int:
         more = [f"... and {len(problems) - SHOWN_PROBLEMS:,} more"] if len(problems) > SHOWN_PROBLEMS else []
         raise RunError("\n".join([*problems[:SHOWN_PROBLEMS], *more]))
     for directory in directories:
-        for text in examples_as_text(directory, arguments.show, in_colour()):
+        for text in examples_as_text(directory, [*named, *spread(directory, arguments.show)], in_colour()):
             print(text)
     if arguments.plot:
         draw_histograms(directories, Path(arguments.plot).expanduser())
@@ -97,15 +102,32 @@ def in_colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def examples_as_text(directory: ShardDirectory, count: int, colour: bool) -> Iterator[str]:
-    """Yield examples, spread evenly over the directory, each turn on a line with its weight and tokens."""
+def _named(text: str, directory: ShardDirectory) -> int:
+    """Return the number of the example BLOCK:EXAMPLE in the directory; raises UserError."""
+    block, _, within = text.partition(":")
+    sizes = directory.index.examples
+    if not (block.isdecimal() and within.isdecimal()):
+        raise UserError(f"--at {text!r} is no BLOCK:EXAMPLE, as in 12:345")
+    if int(block) >= len(sizes) or int(within) >= int(sizes[int(block)]):
+        has = f"block {block} has {sizes[int(block)]:,} examples" if int(block) < len(sizes) else f"there are {len(sizes):,} blocks"
+        raise UserError(f"--at {text!r}: {directory.name} has no such example; {has}, counted from 0")
+    return int(sizes[: int(block)].sum()) + int(within)
+
+
+def spread(directory: ShardDirectory, count: int) -> list[int]:
+    """Return the numbers of `count` examples, spread evenly over the directory."""
     total = directory.manifest.totals["examples"]
-    if not count or not total:
+    return sorted({total * place // count for place in range(min(count, total))}) if count else []
+
+
+def examples_as_text(directory: ShardDirectory, numbers: Sequence[int], colour: bool) -> Iterator[str]:
+    """Yield examples, each turn on a line with its weight and tokens."""
+    if not numbers:
         return
     folder = directory.folder / TOKENIZER
     tokenizer = find_tokenizer(str(folder) if folder.is_dir() else directory.manifest.tokenizer["name"])
     ends = np.cumsum(directory.index.examples)
-    for number in sorted({total * place // count for place in range(min(count, total))}):
+    for number in numbers:
         block = int(np.searchsorted(ends, number, side="right"))
         within = number - (int(ends[block - 1]) if block else 0)
         yield f"\nexample {number:,} (block {block:,}, {within:,} in it)"

@@ -35,6 +35,9 @@ def start_engine(settings: Settings, model: Any) -> Any:
         config=settings.deepspeed,
         lr_scheduler=make_scheduler,
     )
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False  # the run ends with a message of its own, which names the rows
     if settings.zero_stage == 0 and settings.precision != "fp32":
         _undo_trial_step(engine.optimizer)
     elif settings.zero_stage == 0:
@@ -192,3 +195,14 @@ def loss_scale(engine: Any) -> float:
         if scale is not None:
             return float(scale)
     return 1.0
+
+
+def lowest_loss_scale(engine: Any) -> float | None:
+    """Return what the loss scale can't go below; None where it does not adapt."""
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    scaling = getattr(engine.optimizer, "loss_scale_config", None)  # of ZeRO-0's fp16 optimizers
+    if getattr(scaler, "dynamic", False):
+        return float(scaler.min_scale)
+    if scaling is not None and scaling.use_grad_scaling and scaling.dynamic_loss_scale:
+        return float(scaling.min_loss_scale)
+    return None

@@ -33,6 +33,18 @@ class ProgressState:
     epoch_places: int = 0
     """Tokens with padding: rows * max_seq_length."""
     epoch_seconds: float = 0.0
+    skips_in_a_row: int = 0
+    """Updates left out since the last one that was made."""
+    last_good_loss: float | None = None
+    """Of the last step whose update was made."""
+    last_good_step: int = 0
+    usual_loss: float = 0.0
+    """Exponential mean of the losses of the last steps, and their variance around it."""
+    usual_variance: float = 0.0
+    usual_steps: int = 0
+    """Steps in it."""
+    loss_spikes: int = 0
+    """Steps so far whose loss lay far above the usual one."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""

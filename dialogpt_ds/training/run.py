@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +29,16 @@ from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.order.stream import RowStream
 from dialogpt_ds.training.agreement import all_reports
 from dialogpt_ds.training.data import TrainingData
-from dialogpt_ds.training.engine import StepResult, learning_rate, loss_scale, start_engine, take_up_schedule, train_step
+from dialogpt_ds.training.divergence import DivergenceWatch, Scale, report
+from dialogpt_ds.training.engine import (
+    StepResult,
+    learning_rate,
+    loss_scale,
+    lowest_loss_scale,
+    start_engine,
+    take_up_schedule,
+    train_step,
+)
 from dialogpt_ds.training.evaluation import evaluate
 from dialogpt_ds.training.hang import HangWatch
 from dialogpt_ds.training.progress_state import ProgressState
@@ -68,6 +78,7 @@ class TrainingRun:
         position = self._take_up(beginning)
         self.saver = Saver(settings, self.engine, watch, self.state.global_step if beginning.choice else None)
         self.data = TrainingData(settings, position, self.device)
+        self.divergence = DivergenceWatch(settings, self.state)
         self.recorder: Recorder | None = None
 
     def _take_up(self, beginning: Beginning) -> MixturePosition:
@@ -152,7 +163,9 @@ class TrainingRun:
         """Take one optimizer step; returns why to stop after it, and whether the clock wants a checkpoint."""
         started = time.perf_counter()
         self.watch.beat(f"waiting for the rows of step {self.state.global_step + 1}")
+        before = self.data.position
         step, warnings = self.data.next_step()
+        before = replace(before, skipped=self.data.position.skipped)
         if self.recorder is not None:
             for warning in warnings:
                 self.recorder.say(warning)
@@ -161,12 +174,11 @@ class TrainingRun:
             # The random state of a step depends on nothing before it, so a resume needs none of it stored.
             torch.manual_seed(hash((self.arguments.seed, self.state.global_step, self.world.rank)))
         self.watch.beat(f"computing step {self.state.global_step + 1}")
+        scale = loss_scale(self.engine)
         result = train_step(self.engine, step, self.device, self.turn_ids, self._wishes)
         seconds = time.perf_counter() - started
         self.state.add_step(step, result.loss, seconds, self.settings.row_length)
-        if self.recorder is not None:
-            self._record(step, result, rate, seconds)
-        self._check_finite(result, rate)
+        self._judge(step, result, rate, seconds, before, Scale(scale, loss_scale(self.engine), lowest_loss_scale(self.engine)))
         *reasons, clock_wants_one = result.wishes
         return _first_reason(reasons), clock_wants_one > 0
 
@@ -174,18 +186,18 @@ class TrainingRun:
         """Return what this rank wishes for: reasons to stop, and (of rank 0's clock) a checkpoint."""
         return [*self.requests.vector(), float(self.world.is_first and self.saver.clock_wants_one())]
 
-    def _check_finite(self, result: StepResult, rate: float) -> None:
-        """End the run before a model that is not a number is saved; raises RunError on all ranks, which have the same figures."""
-        norm = result.grad_norm
-        poisoned = norm is not None and not math.isfinite(norm) and result.applied
-        if math.isfinite(result.loss) and not poisoned:
-            return
-        what = f"the loss is {result.loss}" if not math.isfinite(result.loss) else f"the gradient's norm is {norm} and was applied"
-        raise RunError(
-            f"step {self.state.global_step}: {what} (loss {result.loss}, learning rate {rate:.3e}, gradient norm {norm}): training has "
-            "diverged. Nothing of it was saved, the last checkpoint is from before. Lower learning_rate, lengthen warmup_steps, or train "
-            "in bf16 or fp32."
-        )
+    def _judge(
+        self, step: RankStep, result: StepResult, rate: float, seconds: float, before: MixturePosition, scale: Scale
+    ) -> None:
+        """Record a step, and end the run before a model that is no number is saved; raises RunError on all ranks."""
+        end, warning = self.divergence.look(result, rate, scale)
+        if self.recorder is not None:
+            self._record(step, result, rate, seconds)
+            if warning:
+                self.recorder.say(warning)
+        if end is not None:
+            self.watch.beat(f"looking for the rows that step {self.state.global_step} diverged on")
+            raise report(end, self.engine, self.settings, before, self.state.global_step, self.device)
 
     def _record(self, step: RankStep, result: StepResult, rate: float, seconds: float) -> None:
         assert self.recorder is not None
@@ -198,15 +210,12 @@ class TrainingRun:
             "rows": step.num_rows,
             "tokens": step.num_tokens,
             "targets": step.num_targets,
+            "loss_spikes": self.state.loss_spikes,
             "skipped_blocks": self.data.num_skipped_blocks,
             "skipped_examples": self.data.num_skipped_examples,
         }
         values = step_values(result, self.state, facts, seconds, self.data.seconds_waited, self.settings.row_length)
         self.recorder.step(values, self.state)
-        if not result.applied and self.settings.precision != "fp16":
-            self.recorder.say(
-                f"warning: the gradient of step {self.state.global_step:,} is not finite; its update was left out on all ranks"
-            )
 
     def _evaluate(self) -> tuple[bool, str | None]:
         """Evaluate; returns whether it is the best so far, and why it was broken off."""

@@ -17,6 +17,7 @@ from dialogpt_ds.config.sources import NamedSource, parse_sources
 from dialogpt_ds.conversations.inputs import open_evaluation
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.model.load import ModelSource, check_init_checkpoint, find_model
+from dialogpt_ds.model.pkl import is_pkl
 from dialogpt_ds.order.batches import Share
 from dialogpt_ds.order.mixture import Mixture, MixtureKey
 from dialogpt_ds.order.position import OrderKey
@@ -198,7 +199,7 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     tokenizer = _tokenizer_of(train)
     model = find_model(arguments.model_name_or_path, arguments.dropout, manifest.eos_id, manifest.vocab_size)
     if arguments.init_checkpoint:
-        check_init_checkpoint(arguments.init_checkpoint)
+        check_init_checkpoint(arguments.init_checkpoint, model)
     _check_model_tokenizer(model, train)
     if evaluation is not None:
         _check_same_tokenizer(evaluation, "--eval_input_file", train)
@@ -233,7 +234,7 @@ def _check_numbers(arguments: TrainingArguments) -> None:
     ):
         if getattr(arguments, name) < 1:
             problems.append(f"--{name} {getattr(arguments, name)} must be 1 or more")
-    for name in ("loader_workers", "warmup_steps", "keep_checkpoints", "loss_scale", "continue_from"):
+    for name in ("loader_workers", "warmup_steps", "keep_checkpoints", "loss_scale", "continue_from", "max_skipped_steps"):
         if getattr(arguments, name) < 0:
             problems.append(f"--{name} {getattr(arguments, name)} must be 0 or more")
     if arguments.save_step is not None and arguments.save_step < 1:
@@ -339,15 +340,21 @@ def _tokenizer_of(train: ShardDirectory) -> Any:
 
 
 def _check_model_tokenizer(model: ModelSource, train: ShardDirectory) -> None:
-    """Refuse a loaded model whose own tokenizer differs from the shards'; a folder without a tokenizer says nothing."""
-    if model.weights is None or not any((Path(model.weights) / n).is_file() for n in ("tokenizer.json", "vocab.json")):
+    """Refuse a loaded model whose tokenizer differs from the shards'; a folder without one says nothing, a .pkl has GPT-2's."""
+    if model.weights is None:
         return
-    found = vocabulary_sha256(find_tokenizer(model.weights))
+    if is_pkl(model.weights):
+        tokenizer = "gpt2"
+    elif any((Path(model.weights) / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        tokenizer = model.weights
+    else:
+        return
+    found = vocabulary_sha256(find_tokenizer(tokenizer))
     expected = train.manifest.tokenizer
     if found != expected["sha256"]:
         raise UserError(
             f"--model {model.name!r} has a tokenizer with sha256 {found[:12]}, the shards in {train.folder} were made with "
-            f"{expected['name']!r}, sha256 {expected['sha256'][:12]}: make the shards again with --tokenizer {model.weights}"
+            f"{expected['name']!r}, sha256 {expected['sha256'][:12]}: make the shards again with --tokenizer {tokenizer}"
         )
 
 

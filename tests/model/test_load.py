@@ -48,7 +48,7 @@ def test_init_checkpoint_puts_weights_into_a_preset(small_world: tuple[Path, Pat
     source = find_model(str(small_world[0]), 0.0, 256, 257)
     model = build_model(source, str(small_world[0]))
     assert model.config.n_embd == 32
-    with pytest.raises(UserError, match=r"the weights in .*small-model' do not fit model 'tiny'"):
+    with pytest.raises(UserError, match=r"the weights in .*small-model' do not fit: .*32 wide.*--model 'tiny' is"):
         build_model(find_model("tiny", 0.0, EOS, 50_257), str(small_world[0]))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from dialogpt_ds.shards.inspect import examples_as_text, main
+from dialogpt_ds.shards.inspect import examples_as_text, main, spread
 from dialogpt_ds.shards.reader import ShardDirectory
 from tests.conftest import ROOT
 from tests.helpers.damage import damage_member
@@ -37,7 +37,7 @@ def test_totals_and_examples_turn_by_turn(folder: Path, capsys: pytest.CaptureFi
 
 def test_colours_tell_targets_from_context(folder: Path) -> None:
     directory = ShardDirectory.open(str(folder), "test")
-    lines = list(examples_as_text(directory, 5, colour=True))
+    lines = list(examples_as_text(directory, spread(directory, 5), colour=True))
     assert all(line.startswith("\033[1;32m") for line in lines if "  target " in line)
     assert all(line.startswith("\033[2m") for line in lines if "  context " in line)
     weights = directory.block(0).examples(0, 1).turn_weights

@@ -1,0 +1,203 @@
+"""Steps that go wrong: a loss that is no number, updates left out one after another, a loss that jumps."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dialogpt_ds.errors import RunError
+from dialogpt_ds.model.loss import to_tensors
+from dialogpt_ds.order.batches import make_micro_batch
+from dialogpt_ds.order.mixture import Mixture, MixturePosition
+from dialogpt_ds.order.places import examples_in, listed
+from dialogpt_ds.training.agreement import all_gathered
+from dialogpt_ds.training.engine import StepResult
+from dialogpt_ds.training.progress_state import ProgressState
+from dialogpt_ds.training.settings import Settings
+
+SPIKE_DEVIATIONS = 6.0
+"""A loss is a spike where it lies so many standard deviations above the usual one ..."""
+SMALLEST_SPIKE = 0.1
+"""... and at least so many nats: near 0, losses hardly vary."""
+USUAL_STEPS = 50
+"""The usual loss is an exponential mean with a memory of so many steps; before as many are seen, nothing is judged."""
+SHOWN_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """fp16's loss scale around a step; equal on all ranks."""
+
+    before: float
+    after: float
+    lowest: float | None
+    """It may not go below; None where it is fixed, or there is none."""
+
+
+class DivergenceWatch:
+    """Looks at what each step gave. All ranks have the same figures, so all come to the same verdict at once."""
+
+    def __init__(self, settings: Settings, state: ProgressState) -> None:
+        self.settings, self.state = settings, state
+        self.limit = allowed_skips(settings)
+
+    def look(self, result: StepResult, rate: float, scale: Scale) -> tuple[str | None, str | None]:
+        """Judge a step that has been counted in the state.
+
+        Args:
+            result: what the step gave.
+            rate: its learning rate.
+            scale: the loss scale around it.
+
+        Returns:
+            Why the run has to end, and what a person should be warned of; None for nothing.
+        """
+        state, loss, norm = self.state, result.loss, result.grad_norm
+        state.skips_in_a_row = 0 if result.applied else state.skips_in_a_row + 1
+        end = self._why_to_end(result, scale)
+        if end is not None:
+            last = state.last_good_loss
+            good = (
+                "there was no good step before"
+                if last is None
+                else f"the last good loss was {last:.4f} at step {state.last_good_step:,}"
+            )
+            return f"{end} (loss {loss:.4f}, gradient norm {_or_unknown(norm)}, learning rate {rate:.3e}); {good}", None
+        if not result.applied:
+            return None, self._warning_of_a_skip(scale)
+        spike = self._spike(loss)
+        state.last_good_loss, state.last_good_step = loss, state.global_step
+        if spike is None:
+            return None, None
+        return None, (
+            f"warning: the loss of step {state.global_step:,} jumped to {loss:.4f}, usual are {spike} (gradient norm {_or_unknown(norm)}, "
+            f"learning rate {rate:.3e}). If it does not come back within some hundred steps: a lower learning_rate, a longer warm-up, or "
+            "gradient_clipping below 1"
+        )
+
+    def _why_to_end(self, result: StepResult, scale: Scale) -> str | None:
+        if not math.isfinite(result.loss):
+            return f"the loss is {result.loss}"
+        norm = result.grad_norm
+        if result.applied and norm is not None and not math.isfinite(norm):
+            return f"the gradient's norm is {norm}, and it was applied"
+        if not result.applied and scale.lowest is not None and scale.before <= scale.lowest:
+            return f"gradients overflow fp16 at the lowest loss scale, {scale.lowest:g}, so no update is possible"
+        if self.state.skips_in_a_row > self.limit:
+            return f"{self.state.skips_in_a_row:,} updates in a row were left out, because gradients were not finite"
+        return None
+
+    def _warning_of_a_skip(self, scale: Scale) -> str | None:
+        """Return a line for an update that was left out; fp16's scaler does that by design while it looks for its scale."""
+        step, count = self.state.global_step, self.state.skips_in_a_row
+        if self.settings.precision != "fp16":
+            return f"warning: the gradient of step {step:,} is not finite; its update was left out on all ranks"
+        if count < 5 or count & (count - 1):  # at 8, 16, 32, ... in a row
+            return None
+        return (
+            f"warning: {count} updates in a row were left out, because gradients overflow fp16; its loss scale is {scale.after:g} now "
+            f"(the run ends after {self.limit:,})"
+        )
+
+    def _spike(self, loss: float) -> str | None:
+        """Take a loss into the usual one; returns the usual range where it is a spike."""
+        state = self.state
+        spike = None
+        if state.usual_steps == 0:
+            state.usual_loss = loss
+        deviation = math.sqrt(state.usual_variance)
+        highest = state.usual_loss + max(SPIKE_DEVIATIONS * deviation, SMALLEST_SPIKE)
+        if state.usual_steps >= USUAL_STEPS and loss > highest:
+            spike = f"{state.usual_loss:.4f} +- {deviation:.4f}"
+            state.loss_spikes += 1
+            loss = highest  # so that one spike does not hide the next
+        # Exponential mean and variance (Finch 2009, equations 124 and 143), an ordinary mean while there are few.
+        state.usual_steps += 1
+        share = 1.0 / min(state.usual_steps, USUAL_STEPS)
+        difference = loss - state.usual_loss
+        state.usual_loss += share * difference
+        state.usual_variance = (1.0 - share) * (state.usual_variance + share * difference**2)
+        return spike
+
+
+def allowed_skips(settings: Settings) -> int:
+    """Return how many updates in a row may be left out: --max_skipped_steps, and all that fp16's loss scale needs to come down."""
+    fp16 = settings.deepspeed.get("fp16", {})
+    if settings.precision != "fp16" or fp16.get("loss_scale"):
+        return settings.arguments.max_skipped_steps
+    return max(settings.arguments.max_skipped_steps, int(fp16["initial_scale_power"]) + int(fp16["hysteresis"]))
+
+
+def report(why: str, engine: Any, settings: Settings, before: MixturePosition, step: int, device: torch.device) -> RunError:
+    """Return the error that ends a run, with the rows that the trouble comes from. Collective: every rank must call.
+
+    Args:
+        why: what happened.
+        engine: as it is after the step, whose update was left out.
+        settings: of the run.
+        before: where the step's rows begin.
+        step: its number.
+        device: of this rank's tensors.
+    """
+    advice = {
+        "fp16": "train in bf16 or fp32 (fp16 holds nothing above 65,504), lower learning_rate, or lengthen warmup_steps",
+        "bf16": "lower learning_rate, lengthen warmup_steps, or lower gradient_clipping",
+        "fp32": "lower learning_rate, lengthen warmup_steps, or lower gradient_clipping",
+    }[settings.precision]
+    rows = "\n  ".join(_lines(_losses_of_rows(engine, settings, before, device)))
+    return RunError(
+        f"step {step:,}: training has diverged: {why}.\nThe step's rows, each run once more with the weights as they are:\n  {rows}\n"
+        f"Nothing of this step was saved, the last checkpoint is from before it. What helps: {advice}; --continue_from takes an "
+        "earlier checkpoint. If a few rows stand out, look at them (inspect_shards.py --at)."
+    )
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """What the model says to one row."""
+
+    row: int
+    """Number in the step's global batch."""
+    loss: float
+    """Mean over its targets, nats."""
+    places: str
+    """Its examples."""
+
+
+def _losses_of_rows(engine: Any, settings: Settings, before: MixturePosition, device: torch.device) -> list[RowLoss]:
+    """Run the step's rows one by one, each rank its own; returns all. Collective: every rank must call."""
+    share = settings.share
+    rows = Mixture(settings.directories, settings.order_key, before.skipped).batch(before, share.global_rows).rows
+    eos, turn_ids = settings.train.manifest.eos_id, not settings.arguments.no_token_id
+    mine = []
+    was_training = engine.training
+    engine.eval()
+    try:
+        with torch.no_grad():
+            for micro_batch in range(share.accumulation):
+                for row in share.rows(micro_batch):
+                    batch = make_micro_batch(rows, range(row, row + 1), settings.row_length, eos)
+                    _, nll = engine(**to_tensors(batch, device, turn_ids))
+                    count = max(int((batch.labels >= 0).sum()), 1)
+                    mine.append(RowLoss(row, float(nll) / count, listed(examples_in(rows, row))))
+    finally:
+        engine.train(was_training)
+    return [found for theirs in all_gathered(mine) for found in theirs]
+
+
+def _lines(rows: list[RowLoss]) -> list[str]:
+    """Return what to say of the rows: those whose loss is no number, else those with the highest."""
+    broken = [row for row in rows if not math.isfinite(row.loss)]
+    if len(broken) == len(rows):
+        return [f"all {len(rows):,} rows have a loss that is no number: it is the weights that are broken, not the data"]
+    if broken:
+        head = f"{len(broken):,} of {len(rows):,} rows have a loss that is no number:"
+    else:
+        head = f"all {len(rows):,} rows have a finite loss, {min(r.loss for r in rows):.4f} at least; the highest:"
+    shown = sorted(broken or rows, key=lambda row: (-row.loss if math.isfinite(row.loss) else 0.0, row.row))[:SHOWN_ROWS]
+    return [head, *(f"row {row.row:,}: loss {row.loss:.4f}: {row.places}" for row in shown)]
+
+
+def _or_unknown(norm: float | None) -> str:
+    return "unknown" if norm is None else f"{norm:.4g}"
