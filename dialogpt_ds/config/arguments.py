@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dialogpt_ds.commandline import option
+from dialogpt_ds.model.presets import Attention
 from dialogpt_ds.training.schedule import ScheduleName
 
 
@@ -20,6 +21,13 @@ class TrainingArguments:
     """Dropout probability everywhere in the model; DialoGPT trained without."""
     no_token_id: bool = True
     """False feeds each token's turn number as its token type, as DialoGPT could."""
+    attention: Attention = "auto"
+    """Implementation of attention: auto takes PyTorch's own (sdpa) where the model has it; eager is transformers' plain one,
+    flash_attention_2 needs a GPU and the package flash-attn."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, about a third more computing."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile; the first steps take a minute or more."""
 
     # Data
     train_input_file: str | list[str] = ""
@@ -111,6 +119,11 @@ class TrainingArguments:
     """Show what DeepSpeed, transformers and torch have to say."""
     print_config: bool = False
     """Print the configuration that would run, and stop."""
+    plot_schedule: str = ""
+    """Picture (.png or .svg) of the learning rate over the run to write, and stop."""
+    dry_run: bool = False
+    """Build everything in one process, say what the run would need, take two steps, and stop; nothing is written. With
+    --expect_world_size N the figures are those of N processes."""
 
     # Launching
     expect_world_size: int | None = None

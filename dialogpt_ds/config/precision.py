@@ -80,4 +80,7 @@ def fill_optimizer(deepspeed: dict[str, Any], arguments: TrainingArguments, expl
         if offload.get("device", "none") == "none" and not deepspeeds_own:
             # torch's own AdamW needs no compiler; DeepSpeed's fused one builds a CUDA extension, and alone takes those two.
             params.setdefault("torch_adam", True)
+        if params.get("torch_adam") is True and not {"foreach", "fused", "differentiable"} & params.keys():
+            # One pass over a parameter's state instead of one for each operation.
+            params["fused"] = True
     return params["lr"]

@@ -2,12 +2,13 @@
 
 import pickle
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.model.pkl import config_of, is_pkl, read_pkl, shape_of
-from dialogpt_ds.model.presets import POSITIONS, PRESETS, VOCABULARY, Gpt2Shape, gpt2_shape
+from dialogpt_ds.model.presets import POSITIONS, PRESETS, VOCABULARY, Attention, Gpt2Shape, gpt2_shape
 from dialogpt_ds.tokenization import require_hub
 
 
@@ -20,6 +21,7 @@ class ModelSource:
     """transformers' configuration, dropout already set."""
     weights: str | None
     """Folder, .pkl file or hub id with weights; None: random weights from the seed."""
+    attention: Attention = "auto"
 
     @property
     def max_positions(self) -> int | None:
@@ -37,7 +39,7 @@ class ModelSource:
         return {name: getattr(self.config, name, None) for name in names}
 
 
-def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int) -> ModelSource:
+def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int, attention: Attention = "auto") -> ModelSource:
     """Find a model by preset name, local folder, DialoGPT's .pkl file, or hub id.
 
     Args:
@@ -45,6 +47,7 @@ def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int) -> 
         dropout: probability set everywhere in the model.
         eos_id: the shards' EOS, which becomes the model's.
         vocabulary_size: ids of the shards' tokenizer.
+        attention: implementation of attention.
 
     Raises:
         UserError: it is nowhere, is no causal language model, or its vocabulary is too small for the shards.
@@ -59,20 +62,31 @@ def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int) -> 
             n_layer=shape.layers, n_embd=shape.width, n_head=shape.heads, n_positions=POSITIONS,
             vocab_size=max(VOCABULARY, vocabulary_size),
         )  # fmt: skip
-        source = ModelSource(name, config, None)
+        source = ModelSource(name, config, None, attention)
     elif is_pkl(name):
-        source = ModelSource(name, config_of(read_pkl(name, "--model"), name, "--model"), name)
+        source = ModelSource(name, config_of(read_pkl(name, "--model"), name, "--model"), name, attention)
     else:
-        source = ModelSource(name, _config_of(name, "--model"), name)
+        source = ModelSource(name, _config_of(name, "--model"), name, attention)
     if source.config.vocab_size < vocabulary_size:
         raise UserError(
             f"--model {name!r} has {source.config.vocab_size:,} token ids, the shards were made with {vocabulary_size:,}: "
             "take the model that belongs to their tokenizer, or make the shards with the model's (--tokenizer)"
         )
+    _check_attention(attention)
     set_dropout(source.config, dropout)
     source.config.eos_token_id = source.config.bos_token_id = eos_id
     source.config.use_cache = True
     return source
+
+
+def _check_attention(attention: Attention) -> None:
+    if attention != "flash_attention_2":
+        return
+    import torch
+
+    if not torch.cuda.is_available() or find_spec("flash_attn") is None:
+        lacks = "there is no GPU here" if not torch.cuda.is_available() else "the package flash-attn is not installed"
+        raise UserError(f"--attention flash_attention_2: {lacks}; leave --attention out for PyTorch's own")
 
 
 def _config_of(name: str, what: str) -> Any:
@@ -132,7 +146,7 @@ def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
 
     weights = str(Path(init_checkpoint).expanduser()) if init_checkpoint else source.weights
     if weights is None:
-        return AutoModelForCausalLM.from_config(source.config, dtype=torch.float32)
+        return _from_config(source)
     if is_pkl(weights):
         return _from_pkl(source, weights, "--init_checkpoint" if init_checkpoint else "--model")
     try:
@@ -141,7 +155,7 @@ def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
             _check_shape(shape, source, weights)
         # Strict about shapes, and about what is missing: a head that starts at random would look like a model that forgot.
         model, info = AutoModelForCausalLM.from_pretrained(
-            weights, config=source.config, dtype=torch.float32, output_loading_info=True
+            weights, config=source.config, dtype=torch.float32, output_loading_info=True, **_attention_of(source)
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"the weights in {weights!r} do not fit model {source.name!r}: {_shortened(error)}") from error
@@ -153,13 +167,21 @@ def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
     return model
 
 
-def _from_pkl(source: ModelSource, path: str, what: str) -> Any:
+def _attention_of(source: ModelSource) -> dict[str, Any]:
+    return {} if source.attention == "auto" else {"attn_implementation": source.attention}
+
+
+def _from_config(source: ModelSource) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    return AutoModelForCausalLM.from_config(source.config, dtype=torch.float32, **_attention_of(source))
+
+
+def _from_pkl(source: ModelSource, path: str, what: str) -> Any:
     weights = read_pkl(path, what)
     _check_shape(shape_of(weights, path, what), source, path)
-    model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32)
+    model = _from_config(source)
     model.load_state_dict(weights, strict=False)  # read_pkl has compared the names; a tied head has none of its own
     model.tie_weights()
     return model

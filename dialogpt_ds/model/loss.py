@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dialogpt_ds.model.probe import head_is_linear, takes
 from dialogpt_ds.order.batches import IGNORED_LABEL, MicroBatch
 
 Tensors = dict[str, torch.Tensor]
@@ -33,6 +34,14 @@ class TargetLoss(nn.Module):
         self.model = model
         self.head_is_linear = head_is_linear(model)
         """Whether the model's logits are its output embedding applied to its last hidden state, and nothing more."""
+        self.takes_positions = takes(model, "position_ids")
+        """A model without them has an example in each row."""
+        self.in_one_row = "flash" in (getattr(model.config, "_attn_implementation", None) or "")
+        """transformers looks for restarting positions before FlashAttention only in a batch of one row."""
+
+    def compile_body(self) -> None:
+        """Compile what has the same shape in every step: all but the head, whose number of targets varies."""
+        (self.model.base_model if self.head_is_linear else self.model).compile(dynamic=False)
 
     def forward(
         self,
@@ -55,14 +64,14 @@ class TargetLoss(nn.Module):
         """
         # attention_mask=None and use_cache=False together with restarting positions: any other combination lets the
         # examples of a row see each other, without a word.
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "position_ids": position_ids,
-            "attention_mask": None,
-            "use_cache": False,
-        }
+        inputs: dict[str, Any] = {"input_ids": input_ids}
+        if self.takes_positions:
+            inputs["position_ids"] = position_ids
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
+        if self.in_one_row:
+            inputs = {name: tensor.reshape(1, -1) for name, tensor in inputs.items()}
+        inputs |= {"attention_mask": None, "use_cache": False}
         if self.head_is_linear:
             hidden = self.model.base_model(**inputs).last_hidden_state
             head = self.model.get_output_embeddings()
@@ -71,20 +80,3 @@ class TargetLoss(nn.Module):
             logits = self.model(**inputs).logits.flatten(0, 1)[target_places]
         nll = functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED_LABEL)
         return (nll * weights).sum(), nll.detach().sum()
-
-
-def head_is_linear(model: Any) -> bool:
-    """Compare the short way to the logits with the model's own on two tokens; scaled or capped logits differ."""
-    head = model.get_output_embeddings()
-    if head is None or not hasattr(head, "weight") or model.base_model is model:
-        return False
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            ids = torch.tensor([[0, 1]], device=head.weight.device)
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            short = functional.linear(hidden, head.weight, getattr(head, "bias", None))
-            return torch.allclose(short, model(input_ids=ids, use_cache=False).logits, rtol=1e-4, atol=1e-4)
-    finally:
-        model.train(was_training)

@@ -2,6 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+"""Implementations of attention; auto leaves it to transformers."""
 
 VOCABULARY = 50_257
 POSITIONS = 1_024

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dialogpt_ds.commandline import make_folder
 from dialogpt_ds.conversations.inputs import Input, open_inputs
 from dialogpt_ds.errors import RunError, UserError
+from dialogpt_ds.process import peak_memory
 from dialogpt_ds.shards.arguments import ShardArguments, Share, check_arguments, encoding_settings
 from dialogpt_ds.shards.dedupe import duplicates
 from dialogpt_ds.shards.encoding import SPLITS, EncodingSettings, part_encoder, tokenizer_of
@@ -86,15 +87,10 @@ def make_part(task: PartTask, settings: EncodingSettings, folder: Path) -> None:
     part_encoder(settings)(task).save(part_path(folder, task.number))
 
 
-def peak_memory(workers: int) -> int:
+def peak_of_all(workers: int) -> int:
     """Return the bytes of memory that this process and its workers had at most; pages that they share count for each."""
-    # getrusage's own figure of this process may be that of the program which started it.
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if own is None else own
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return (own + largest * (workers if workers > 1 else 1)) * 1024
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return peak_memory() + largest * (workers if workers > 1 else 1)
 
 
 class Ticket(NamedTuple):
@@ -203,7 +199,7 @@ class Assembly:
             whole.add(balance)
         for line in whole.lines():
             say(line)
-        usage = peak_memory(self.arguments.workers)
+        usage = peak_of_all(self.arguments.workers)
         seconds = time.monotonic() - started
         for split, folder in self.place.folders.items():
             write_report(folder, self.balances[split].to_json(seconds, usage))

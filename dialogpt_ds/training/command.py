@@ -4,11 +4,15 @@ import json
 import logging
 import os
 import warnings
+from typing import TYPE_CHECKING
 
 from dialogpt_ds.commandline import make_folder, parse, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.errors import EXIT_DONE, UserError
 from dialogpt_ds.training.world import World, check_world, prepare_cpu, prepare_environment, world_from_environment
+
+if TYPE_CHECKING:
+    from dialogpt_ds.training.settings import Settings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,15 +25,18 @@ def main(argv: list[str] | None = None) -> int:
 def _train(argv: list[str] | None, world: World) -> int:
     parsed = parse(TrainingArguments, "Train a dialogue response model with DeepSpeed.", argv)
     arguments = parsed.arguments
-    check_world(world, arguments.expect_world_size)
+    if arguments.dry_run:
+        world = World(world.rank, arguments.expect_world_size or world.size, world.local_rank)
+    else:
+        check_world(world, arguments.expect_world_size)
     if not arguments.verbose:
         quieten()
     from dialogpt_ds.training.settings import prepare
 
     settings = prepare(parsed, world)
-    if arguments.print_config:
+    if arguments.print_config or arguments.plot_schedule or arguments.dry_run:
         if world.is_first:
-            print_config(settings.what_runs(), settings.deepspeed)
+            show(settings)
         return EXIT_DONE
     check_precision(settings.precision)
     from dialogpt_ds.export.folder import FOLDER, exported_step
@@ -48,6 +55,28 @@ def _train(argv: list[str] | None, world: World) -> int:
     make_folder(settings.log_dir, "--log_dir")
     with lock_output(settings):
         return train(settings)
+
+
+def show(settings: "Settings") -> None:
+    """Do what was asked for instead of training; rank 0 only."""
+    arguments = settings.arguments
+    if arguments.print_config:
+        print_config(settings.what_runs(), settings.deepspeed)
+    if arguments.plot_schedule:
+        from dialogpt_ds.plots.schedule import check_picture, save_schedule
+        from dialogpt_ds.training.schedule import peak
+
+        output = check_picture(arguments.plot_schedule, "--plot_schedule")
+        save_schedule(arguments.lr_schedule, settings.schedule_settings(), output)
+        highest, at = peak(arguments.lr_schedule, **settings.schedule_settings())
+        print(
+            f"schedule {arguments.lr_schedule}: peak rate {highest:.3e} at step {at:,} of {arguments.num_optim_steps:,}, drawn in {output}"
+        )
+    if arguments.dry_run:
+        from dialogpt_ds.training.dry_run import dry_run
+
+        prepare_cpu(World(0, 1, 0))
+        dry_run(settings)
 
 
 def print_config(what_runs: dict[str, object], deepspeed: dict[str, object]) -> None:

@@ -23,7 +23,6 @@ from dialogpt_ds.export.folder import FOLDER, gather_weights, probe, write_expor
 from dialogpt_ds.files import replace_text
 from dialogpt_ds.logs.recorder import Recorder, step_values
 from dialogpt_ds.logs.start_table import start_table
-from dialogpt_ds.model.load import build_model
 from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.order.stream import RowStream
@@ -44,7 +43,7 @@ from dialogpt_ds.training.hang import HangWatch
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.resume import position_to_go_on_from
 from dialogpt_ds.training.saver import Saver
-from dialogpt_ds.training.settings import Settings, order_key
+from dialogpt_ds.training.settings import Settings, model_of, order_key
 from dialogpt_ds.training.start import Beginning, begin
 from dialogpt_ds.training.stopping import REASONS, StopRequests, exit_code_of
 from dialogpt_ds.training.world import join_world, leave_world
@@ -332,7 +331,7 @@ def train(settings: Settings) -> int:
     run: TrainingRun | None = None
     torch.manual_seed(settings.arguments.seed)
     # Weights that don't fit are a mistake, and mistakes are said before the ranks come together.
-    model = build_model(settings.model, settings.arguments.init_checkpoint or None)
+    model = model_of(settings)
     device = join_world(settings.world)
     with (
         StopRequests(settings.output_dir, settings.world.is_first) as requests,

@@ -16,8 +16,9 @@ from dialogpt_ds.config.precision import Precision, fill_optimizer, fill_precisi
 from dialogpt_ds.config.sources import NamedSource, parse_sources
 from dialogpt_ds.conversations.inputs import open_evaluation
 from dialogpt_ds.errors import RunError, UserError
-from dialogpt_ds.model.load import ModelSource, check_init_checkpoint, find_model
+from dialogpt_ds.model.load import ModelSource, build_model, check_init_checkpoint, find_model
 from dialogpt_ds.model.pkl import is_pkl
+from dialogpt_ds.model.probe import check_model
 from dialogpt_ds.order.batches import Share
 from dialogpt_ds.order.mixture import Mixture, MixtureKey
 from dialogpt_ds.order.position import OrderKey
@@ -154,7 +155,7 @@ class Settings:
 
         What belongs to this start of the run alone is left out, so that `--config run_config.yaml` repeats it.
         """
-        of_this_start = ("resume", "continue_from", "changed_order", "local_rank", "print_config")
+        of_this_start = ("resume", "continue_from", "changed_order", "local_rank", "print_config", "plot_schedule", "dry_run")
         return {name: value for name, value in asdict(self.arguments).items() if name not in of_this_start} | {
             "max_seq_length": self.row_length,
             "train_batch_size": self.batch.micro * self.batch.accumulation,
@@ -165,6 +166,14 @@ class Settings:
             "save_step": self.save_step,
             "log_dir": str(self.log_dir),
         }
+
+
+def model_of(settings: Settings) -> Any:
+    """Build the model with its first weights, and check that it can be trained as the run wants it; raises UserError."""
+    arguments = settings.arguments
+    model = build_model(settings.model, arguments.init_checkpoint or None)
+    check_model(model, settings.model.name, arguments.packing, not arguments.no_token_id)
+    return model
 
 
 def order_key(directory: ShardDirectory, seed: int, row_length: int, packing: bool) -> OrderKey:
@@ -197,7 +206,7 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     evaluation = None if arguments.skip_eval else open_evaluation_data(arguments, train, row_length, cache)
     _check_cache([*directories, *([evaluation] if evaluation else [])], cache)
     tokenizer = _tokenizer_of(train)
-    model = find_model(arguments.model_name_or_path, arguments.dropout, manifest.eos_id, manifest.vocab_size)
+    model = find_model(arguments.model_name_or_path, arguments.dropout, manifest.eos_id, manifest.vocab_size, arguments.attention)
     if arguments.init_checkpoint:
         check_init_checkpoint(arguments.init_checkpoint, model)
     _check_model_tokenizer(model, train)

@@ -1,0 +1,67 @@
+"""A picture of the learning rate over a run that is still to come."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dialogpt_ds.errors import UserError
+from dialogpt_ds.plots.curves import FORMATS, require_matplotlib
+from dialogpt_ds.training.schedule import ScheduleName, peak, rate
+
+POINTS = 2_000
+"""Steps that are drawn of a long run; the peak is always among them."""
+
+
+def check_picture(path: str, what: str) -> Path:
+    """Return where a picture is to be written.
+
+    Raises:
+        UserError: its name does not end in a kind of picture, it is a folder, or matplotlib is missing.
+    """
+    output = Path(path).expanduser()
+    if output.suffix.lower() not in FORMATS:
+        raise UserError(f"{what} {path!r}: the name must end in {' or '.join(FORMATS)}, which says the kind of picture to write")
+    if output.is_dir():
+        raise UserError(f"{what} {path!r} is a folder, the name of a file is needed")
+    require_matplotlib()
+    return output
+
+
+def save_schedule(name: ScheduleName, settings: dict[str, Any], output: Path) -> None:
+    """Draw a schedule.
+
+    Args:
+        name: of the schedule.
+        settings: as schedule.rate takes them.
+        output: picture to write; an earlier one is replaced.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    highest, at = peak(name, **settings)
+    num_steps = int(settings["num_steps"])
+    steps = np.unique(np.append(np.linspace(1, num_steps, min(POINTS, num_steps)).round().astype(np.int64), at))
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    panel.plot(steps, [rate(name, int(step), **settings) for step in steps], color="#2E5EAA")
+    panel.plot([at], [highest], "o", color="#2E5EAA")
+    panel.annotate(f"{highest:.3e} at step {at:,}", (at, highest), textcoords="offset points", xytext=(8, 4), fontsize=9)
+    warmup = f", warm-up {settings['warmup_proportion']:.0%}" if name == "BERT" else f", warm-up {settings['warmup_steps']:,} steps"
+    panel.set(
+        title=f"{name}, learning_rate {settings['learning_rate']:g}{'' if name == 'None' else warmup}",
+        xlabel="update (steps that are left out don't count)", ylabel="learning rate",
+    )  # fmt: skip
+    panel.set_ylim(0, highest * 1.12)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    panel.grid(color="#E3E3E3")
+    panel.spines[["top", "right"]].set_visible(False)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output)
+    except OSError as error:
+        raise UserError(f"--plot_schedule {output}: can't be written ({error.strerror or error}); choose another place") from error

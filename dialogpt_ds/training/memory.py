@@ -1,0 +1,103 @@
+"""What a run needs of memory: model states by ZeRO stage, and activations as they are measured."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from dialogpt_ds.config.precision import Precision
+from dialogpt_ds.process import peak_memory
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes of weights, gradients and optimizer state."""
+
+    name: str
+    """ZeRO stage and offload."""
+    device: int
+    """On each GPU."""
+    host: int
+    """In each host's memory, all of its processes together."""
+
+
+def model_states(num_parameters: int, largest_layer: int, gpus_per_host: int, hosts: int, precision: Precision) -> list[States]:
+    """Return what each ZeRO stage needs, with and without offload.
+
+    Stages 2 and 3 in half precision are DeepSpeed's own estimates. It has none for stages 0 and 1 and for fp32; there a parameter has 2
+    bytes of weight and 2 of gradient, and 16 of fp32 gradient, master weight and Adam's moments, of which ZeRO divides the last 16
+    (stage 1), 18 (stage 2) or all (Rajbhandari et al. 2020, section 3, and DeepSpeed's estimator for the fp32 gradient). In fp32
+    the four are 4, 4, and 12 of master weight and moments.
+
+    Args:
+        num_parameters: of the model.
+        largest_layer: parameters of the largest module with weights of its own, which ZeRO-3 gathers as a whole.
+        gpus_per_host: processes on each host.
+        hosts: number of hosts.
+        precision: of the run.
+    """
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    p, n = num_parameters, gpus_per_host * hosts
+    weight, gradient, state = (4, 4, 12) if precision == "fp32" else (2, 2, 16)
+    while_built = 4 * p * gpus_per_host
+    """Each process makes the model on the host before it moves."""
+    found = [
+        States("ZeRO-0", p * (weight + gradient + state), while_built),
+        States("ZeRO-1", p * (weight + gradient) + p * state // n, while_built),
+    ]
+    if precision == "fp32":
+        return [
+            *found,
+            States("ZeRO-2", p * weight + p * (gradient + state) // n, while_built),
+            States("ZeRO-3", weight * largest_layer + p * (weight + gradient + state) // n, while_built),
+        ]
+    for offload in (False, True):
+        host, device = estimate_zero2_model_states_mem_needs(p, gpus_per_host, hosts, cpu_offload=offload)
+        found.append(States("ZeRO-2" + ", optimizer on the host" * offload, int(device), int(host)))
+    for optimizer, parameters in ((False, False), (True, False), (True, True)):
+        host, device, _ = estimate_zero3_model_states_mem_needs(
+            p, largest_layer, gpus_per_host, hosts, cpu_offload=optimizer, cpu_offload_params=parameters, zero_init=False
+        )
+        where = ", optimizer and weights on the host" if parameters else ", optimizer on the host" * optimizer
+        found.append(States("ZeRO-3" + where, int(device), int(host)))
+    return found
+
+
+def largest_layer(model: torch.nn.Module) -> int:
+    """Return the parameters of the module that has most of its own."""
+    return max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules())
+
+
+class SavedBytes:
+    """Bytes that a forward pass keeps for its backward pass."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+
+@contextmanager
+def activations_measured(module: torch.nn.Module) -> Iterator[SavedBytes]:
+    """Count, in forward passes inside of the block, what autograd saves that is neither a weight nor counted already."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    seen: set[int] = set()
+    saved = SavedBytes()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights and place not in seen:
+            seen.add(place)
+            saved.total += tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
+
+
+def peak_of_this_process(device: torch.device) -> int:
+    """Return the most memory used so far, bytes: of the GPU, or the process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_memory()
