@@ -12,7 +12,10 @@ import pytest
 from dialogpt_ds.config.arguments import TrainingArguments
 from tests.conftest import ROOT
 
-COMMANDS = ("dialogpt-export", "dialogpt-inspect", "dialogpt-plot", "dialogpt-replies", "dialogpt-shards", "dialogpt-train")
+COMMANDS = (
+    *("dialogpt-export", "dialogpt-fetch", "dialogpt-import-pkl", "dialogpt-inspect", "dialogpt-plot", "dialogpt-replies"),
+    *("dialogpt-shards", "dialogpt-train"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +56,13 @@ def test_commands_only_parse_and_call(file: Path) -> None:
 def test_training_options_are_frozen() -> None:
     """Other people's scripts use these names; a change here is a change for them, and belongs into CHANGELOG.md."""
     assert " ".join(field.name for field in dataclasses.fields(TrainingArguments)) == (
-        "model_name_or_path init_checkpoint dropout no_token_id train_input_file eval_input_file normalize_data max_seq_length "
+        "model_name_or_path init_checkpoint dropout no_token_id attention "
+        "activation_checkpointing torch_compile train_input_file eval_input_file normalize_data max_seq_length "
         "packing loader_workers on_bad_block cache_dir cache_gb seed train_batch_size valid_batch_size "
         "gradient_accumulation_steps learning_rate lr_schedule warmup_steps warmup_proportion num_optim_steps fp16 loss_scale "
+        "max_skipped_steps "
         "deepspeed_config valid_step skip_eval save_step save_minutes keep_checkpoints resume continue_from changed_order hang_timeout "
-        "output_dir log_dir pbar wandb_project wandb_run_name wandb_tags wandb_mode verbose print_config "
+        "output_dir log_dir pbar wandb_project wandb_run_name wandb_tags wandb_mode verbose print_config plot_schedule dry_run "
         "expect_world_size local_rank"
     )
 

@@ -51,6 +51,23 @@ _REFUSED_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
         (False,),
         "the trainer relies on DeepSpeed to step after gradient_accumulation_steps micro-batches. Remove the key",
     ),
+    **{
+        f"activation_checkpointing.{name}": (
+            (True,),
+            "DeepSpeed applies the block only to models that call its own checkpoint function, and would do nothing here. Give "
+            "--activation_checkpointing on the command line, and remove the key",
+        )
+        for name in (
+            "partition_activations",
+            "contiguous_memory_optimization",
+            "cpu_checkpointing",
+            "synchronize_checkpoint_boundary",
+        )
+    },
+    "compile.deepcompile": (
+        (True,),
+        "the trainer compiles the model by torch.compile. Give --torch_compile on the command line, and remove the key",
+    ),
     "checkpoint.use_node_local_storage": (
         (True,),
         "a checkpoint is one folder with the files of all ranks, on a disk that all nodes share. Remove the key",

@@ -3,16 +3,24 @@
 import json
 import logging
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
 from dialogpt_ds.commandline import make_folder, parse, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.errors import EXIT_DONE, UserError
+from dialogpt_ds.process import bf16_is_fast
 from dialogpt_ds.training.world import World, check_world, prepare_cpu, prepare_environment, world_from_environment
 
 if TYPE_CHECKING:
     from dialogpt_ds.training.settings import Settings
+
+
+SLOW_BF16 = (
+    "warning: this CPU has no bf16 instructions, and bf16 is some fifty times slower than fp32 on it: "
+    "take --deepspeed_config ds_configs/cpu_fp32.json"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,6 +47,8 @@ def _train(argv: list[str] | None, world: World) -> int:
             show(settings)
         return EXIT_DONE
     check_precision(settings.precision)
+    if settings.precision == "bf16" and world.is_first and not bf16_is_fast():
+        print(SLOW_BF16, file=sys.stderr)
     from dialogpt_ds.export.folder import FOLDER, exported_step
     from dialogpt_ds.training.resume import first_look, lock_output
     from dialogpt_ds.training.run import train

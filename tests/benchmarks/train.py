@@ -68,9 +68,11 @@ def usual_precision() -> str:
     """bf16 where the hardware has it, else fp32: a CPU without bf16 instructions computes in it a hundred times slower."""
     import torch
 
+    from dialogpt_ds.process import bf16_is_fast
+
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if bf16_is_fast() else "fp32"
 
 
 def compare(arguments: argparse.Namespace) -> None:
