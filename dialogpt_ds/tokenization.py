@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.files import sha256_of_json
@@ -17,6 +18,8 @@ GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256db
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 """OpenAI's encoder.json and vocab.bpe; both sums are also listed in tiktoken's openai_public.py."""
 GPT2_VOCABULARY_SIZE = 50_257
+HUB_SECONDS = 10.0
+"""Longest wait for a connection to the hub."""
 GPT2_NAMES = ("gpt2", "openai-community/gpt2")
 
 Encode = Callable[[str], list[int]]
@@ -65,14 +68,18 @@ def require_hub(what: str) -> None:
     Raises:
         UserError: it can't be reached.
     """
-    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    address = urlparse(endpoint)
     way_out = "give a local folder, or load it once where the hub can be reached and copy HF_HOME"
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         raise UserError(f"{what}, and HF_HUB_OFFLINE forbids to ask the hub: {way_out}")
+    if getproxies().get(address.scheme):
+        return  # the proxy knows the way, this machine need not
     try:
-        socket.getaddrinfo(host, 443)
-    except OSError as error:
-        raise UserError(f"{what}, and the hub at {host!r} can't be reached ({error}): {way_out}") from error
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout=HUB_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what}, and the hub at {endpoint} can't be reached ({error}): {way_out}") from error
 
 
 def _packaged_gpt2() -> Any:

@@ -120,7 +120,7 @@ def quieten() -> None:
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find the same, and warn about it
     os.environ.setdefault("WANDB_SILENT", "true")
-    for name in ("DeepSpeed", "transformers", "torch.distributed", "wandb"):
+    for name in ("DeepSpeed", "transformers", "torch.distributed", "wandb", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar
 

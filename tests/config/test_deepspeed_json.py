@@ -346,3 +346,13 @@ def test_neither_deepspeed_nor_torch_is_imported() -> None:
     program = "import sys, dialogpt_ds.config.deepspeed_json; print({'torch', 'deepspeed'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["partition_activations", "cpu_checkpointing"])
+def test_a_block_that_would_do_nothing_is_refused_with_the_option_that_does_it(name: str) -> None:
+    assert "Give --activation_checkpointing on the command line" in the_problem({"activation_checkpointing": {name: True}})
+    check_deepspeed_config({"activation_checkpointing": {name: False}}, "my.json")
+
+
+def test_deepcompile_is_refused_with_the_option_that_compiles() -> None:
+    assert "Give --torch_compile on the command line" in the_problem({"compile": {"deepcompile": True}})

@@ -1,0 +1,110 @@
+"""Looking before training: the dry run, the final configuration, the picture of the schedule. None of them writes into output_dir."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dialogpt_ds.training.memory import activations_measured, largest_layer, model_states
+from tests.conftest import ROOT
+from tests.helpers.launch import clean_environment, deepspeed
+
+SmallWorld = tuple[Path, Path]
+
+
+def train(*options: str, command: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+    words = [*(command or [sys.executable, str(ROOT / "launch" / "train.py")]), *options]
+    return subprocess.run(words, env=clean_environment(), cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def options_of(small_world: SmallWorld, output: Path) -> list[str]:
+    return ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
+            "--output_dir", str(output), "--num_optim_steps", "500", "--lr_schedule", "cosine", "--warmup_steps", "20"]  # fmt: skip
+
+
+def test_a_dry_run_says_what_sixteen_processes_would_need_and_takes_two_steps(small_world: SmallWorld, tmp_path: Path) -> None:
+    options = [*options_of(small_world, tmp_path / "out"), "--expect_world_size", "16", "--train_batch_size", "2"]
+    done = train(*options, "--gradient_accumulation_steps", "1", "--dry_run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 rows * 1 micro-batches * 16 processes = 32 rows of 64 = 2,048 tokens a step" in done.stdout
+    assert re.search(r"epoch +about \d+ steps", done.stdout)
+    assert "fp16: this machine has none, so the steps of the dry run are in fp32" in done.stdout
+    assert "memory with 16 GPUs in fp16, GiB" in done.stdout
+    for name in (
+        "ZeRO-0",
+        "ZeRO-1",
+        "ZeRO-2",
+        "ZeRO-2, optimizer on the host",
+        "ZeRO-3",
+        "ZeRO-3, optimizer and weights on the host",
+    ):
+        assert re.search(rf"\n  {name} +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d", done.stdout), name
+    assert re.search(r"ZeRO-1 .* <- this run", done.stdout)
+    losses = re.findall(r"step [12] loss (\d+\.\d+)", done.stdout)
+    assert len(losses) == 2
+    assert all(5.0 < float(loss) < 6.5 for loss in losses), "a new model's, for 257 ids"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_under_the_launcher_is_one_process(small_world: SmallWorld, tmp_path: Path) -> None:
+    done = train(*options_of(small_world, tmp_path / "out"), "--dry_run", "--fp16", "False", command=deepspeed(2))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("dry run: nothing was written") == 1
+    assert "memory with 2 GPUs in fp32" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_steps_of_a_dry_run_are_those_of_the_run(small_world: SmallWorld, tmp_path: Path) -> None:
+    options = [*options_of(small_world, tmp_path / "out"), "--fp16", "False"]
+    dry = train(*options, "--dry_run")
+    real = train(*options[:-6], "--num_optim_steps", "2", "--lr_schedule", "cosine", "--warmup_steps", "20", "--fp16", "False")
+    assert real.returncode == 0, real.stderr
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = [m["loss"] for m in metrics if "loss" in m]
+    assert re.findall(r"step [12] loss (\d+\.\d+)", dry.stdout) == [f"{loss:.4f}" for loss in losses]
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_the_schedule_is_drawn_and_nothing_trained(small_world: SmallWorld, tmp_path: Path, kind: str) -> None:
+    picture = tmp_path / "pictures" / f"schedule.{kind}"
+    done = train(*options_of(small_world, tmp_path / "out"), "--plot_schedule", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"schedule cosine: peak rate 1\.000e-05 at step 20 of 500, drawn in ", done.stdout)
+    assert picture.read_bytes().startswith(b"\x89PNG" if kind == "png" else b"<?xml")
+    assert picture.stat().st_size > 5_000
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_of_no_kind_is_refused(small_world: SmallWorld, tmp_path: Path) -> None:
+    done = train(*options_of(small_world, tmp_path / "out"), "--plot_schedule", "schedule.jpg")
+    assert done.returncode == 2
+    assert "--plot_schedule 'schedule.jpg': the name must end in .png or .svg" in done.stderr
+
+
+def test_the_states_are_those_of_the_papers_arithmetic() -> None:
+    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters on 64 GPUs need 120, 31.4, 16.6 and 1.9 GB of 16 bytes a parameter.
+
+    DeepSpeed's estimators add the fp32 gradient, 4 bytes a parameter more, of which stages 1 to 3 divide all.
+    """
+    states = {s.name: s.device / 1e9 for s in model_states(7_500_000_000, 0, 8, 8, "bf16")}
+    assert states["ZeRO-0"] == pytest.approx(120 + 30)
+    assert states["ZeRO-1"] == pytest.approx(31.4 + 30 / 64, abs=0.1)
+    assert states["ZeRO-3"] == pytest.approx(1.9 + 30 / 64, abs=0.3)
+    assert states["ZeRO-2, optimizer on the host"] == pytest.approx(15)
+    fp32 = {s.name: s.device / 1e9 for s in model_states(7_500_000_000, 0, 8, 8, "fp32")}
+    assert fp32["ZeRO-0"] == pytest.approx(7.5 * 20)
+    assert fp32["ZeRO-1"] == pytest.approx(7.5 * 8 + 7.5 * 12 / 64)
+
+
+def test_activations_are_counted_once_and_without_weights() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    rows = torch.zeros(10, 8)
+    with activations_measured(layers) as saved:
+        layers(rows)
+    # The first layer's input, and the ReLU's output, which the ReLU and the last layer share.
+    assert saved.total == (10 * 8 + 10 * 16) * 4
+    assert largest_layer(layers) == 8 * 16 + 16
