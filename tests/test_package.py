@@ -57,7 +57,7 @@ def test_training_options_are_frozen() -> None:
     """Other people's scripts use these names; a change here is a change for them, and belongs into CHANGELOG.md."""
     assert " ".join(field.name for field in dataclasses.fields(TrainingArguments)) == (
         "model_name_or_path init_checkpoint dropout no_token_id attention "
-        "activation_checkpointing torch_compile train_input_file eval_input_file normalize_data max_seq_length "
+        "activation_checkpointing chunked_head torch_compile train_input_file eval_input_file normalize_data max_seq_length "
         "packing loader_workers on_bad_block cache_dir cache_gb seed train_batch_size valid_batch_size "
         "gradient_accumulation_steps learning_rate lr_schedule warmup_steps warmup_proportion num_optim_steps fp16 loss_scale "
         "max_skipped_steps "

@@ -26,6 +26,8 @@ class TrainingArguments:
     flash_attention_2 needs a GPU and the package flash-attn."""
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, about a third more computing."""
+    chunked_head: bool = False
+    """Compute the targets' logits piece by piece, and again for the backward pass: less memory, more computing."""
     torch_compile: bool = False
     """Compile the model with torch.compile; the first steps take a minute or more."""
 

@@ -5,9 +5,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dialogpt_ds.model.probe import head_is_linear, takes
 from dialogpt_ds.order.batches import IGNORED_LABEL, MicroBatch
+
+CHUNK_TARGETS = 256
+"""Targets whose logits are there at a time with a chunked head; a multiple of TARGETS_MULTIPLE."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -29,9 +33,11 @@ def to_tensors(micro_batch: MicroBatch, device: torch.device | str, turn_ids: bo
 class TargetLoss(nn.Module):
     """Wraps a causal language model of transformers and returns sums over targets instead of logits."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, chunked_head: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.chunked_head = chunked_head
+        """Whether the logits are computed piece by piece, and again for the backward pass, so that they never are there as a whole."""
         self.head_is_linear = head_is_linear(model)
         """Whether the model's logits are its output embedding applied to its last hidden state, and nothing more."""
         self.takes_positions = takes(model, "position_ids")
@@ -74,9 +80,27 @@ class TargetLoss(nn.Module):
         inputs |= {"attention_mask": None, "use_cache": False}
         if self.head_is_linear:
             hidden = self.model.base_model(**inputs).last_hidden_state
-            head = self.model.get_output_embeddings()
-            logits = functional.linear(hidden.flatten(0, 1)[target_places], head.weight, head.bias)
+            nll = self._nll_of_hidden(hidden.flatten(0, 1)[target_places], labels)
         else:
-            logits = self.model(**inputs).logits.flatten(0, 1)[target_places]
-        nll = functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED_LABEL)
+            nll = _nll(self.model(**inputs).logits.flatten(0, 1)[target_places], labels)
         return (nll * weights).sum(), nll.detach().sum()
+
+    def _nll_of_hidden(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return each target's negative log-likelihood, [targets] fp32, from the states that predict them, [targets, width]."""
+        head = self.model.get_output_embeddings()
+        # Read once: ZeRO-3 gathers the weight here, and ranks differ in their number of pieces.
+        weight, bias = head.weight, head.bias
+
+        def nll_of(states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            return _nll(functional.linear(states, weight, bias), ids)
+
+        if not self.chunked_head:
+            return nll_of(hidden, labels)
+        pieces = zip(hidden.split(CHUNK_TARGETS), labels.split(CHUNK_TARGETS), strict=True)
+        # torch's linear_cross_entropy does the same, but rounds each target's loss to half precision where the model computes in it.
+        return torch.cat([checkpoint(nll_of, *piece, use_reentrant=False) for piece in pieces])
+
+
+def _nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return each target's negative log-likelihood in fp32: sums of fp16 end at 65,504."""
+    return functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED_LABEL)

@@ -19,7 +19,7 @@ def start_engine(settings: Settings, model: Any) -> Any:
     """Return the DeepSpeed engine around the model's loss. Collective: every rank must call."""
     import deepspeed
 
-    loss = TargetLoss(model)
+    loss = TargetLoss(model, settings.arguments.chunked_head)
     if settings.arguments.activation_checkpointing:
         recompute_activations(model, settings.model.name)
     if settings.arguments.torch_compile:

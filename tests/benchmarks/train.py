@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT
-
-WARMUP = 2
+ROOT = Path(__file__).resolve().parents[2]
+"""Not from the tests' conftest, which gives each process one thread and no GPU."""
+WARMUP = 3
 """Steps that are not timed."""
 
 
