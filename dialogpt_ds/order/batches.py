@@ -105,13 +105,14 @@ def rank_step(batch: GlobalBatch, share: Share, row_length: int, padding_id: int
     )
 
 
-def make_micro_batch(rows: Rows, wanted: range, row_length: int, padding_id: int) -> MicroBatch:
-    """Lay the `wanted` ones of `rows` out as arrays; raises BadBlocksError.
+def make_micro_batch(rows: Rows, wanted: range, row_length: int, padding_id: int, num_rows: int = 0) -> MicroBatch:
+    """Lay the `wanted` ones of `rows` out as arrays, with rows of padding up to `num_rows`; raises BadBlocksError.
 
     An empty range is not allowed; missing rows are made by `padding_rows`.
     """
-    arrays = _empty(len(wanted), row_length, padding_id)
-    weights = np.zeros((len(wanted), row_length), np.float32)
+    num_rows = max(len(wanted), num_rows)
+    arrays = _empty(num_rows, row_length, padding_id)
+    weights = np.zeros((num_rows, row_length), np.float32)
     chosen = slice(wanted.start, wanted.stop)
     segment_of, number_of = rows.segment_of[chosen], rows.number_of[chosen]
     for segment in np.unique(segment_of):

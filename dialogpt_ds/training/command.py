@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING
 
 from dialogpt_ds.commandline import make_folder, parse, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
-from dialogpt_ds.errors import EXIT_DONE, UserError
-from dialogpt_ds.process import bf16_is_fast
+from dialogpt_ds.errors import EXIT_DONE
+from dialogpt_ds.training.requirements import check_requirements
 from dialogpt_ds.training.world import World, check_world, prepare_cpu, prepare_environment, world_from_environment
 
 if TYPE_CHECKING:
     from dialogpt_ds.training.settings import Settings
-
-
-SLOW_BF16 = (
-    "warning: this CPU has no bf16 instructions, and bf16 is some fifty times slower than fp32 on it: "
-    "take --deepspeed_config ds_configs/cpu_fp32.json"
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,9 +40,9 @@ def _train(argv: list[str] | None, world: World) -> int:
         if world.is_first:
             show(settings)
         return EXIT_DONE
-    check_precision(settings.precision)
-    if settings.precision == "bf16" and world.is_first and not bf16_is_fast():
-        print(SLOW_BF16, file=sys.stderr)
+    warning = check_requirements(settings.precision, settings.deepspeed)
+    if warning and world.is_first:
+        print(warning, file=sys.stderr)
     from dialogpt_ds.export.folder import FOLDER, exported_step
     from dialogpt_ds.training.resume import first_look, lock_output
     from dialogpt_ds.training.run import train
@@ -97,20 +91,6 @@ def print_config(what_runs: dict[str, object], deepspeed: dict[str, object]) -> 
     print(yaml.safe_dump(what_runs, sort_keys=False, allow_unicode=True))
     print("# ds_config.json")
     print(json.dumps(deepspeed, indent=2))
-
-
-def check_precision(precision: str) -> None:
-    """Refuse fp16 where the device has none; raises UserError."""
-    if precision != "fp16":
-        return
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator = get_accelerator()
-    if not accelerator.is_fp16_supported():
-        raise UserError(
-            f"fp16 is on, but this device ({accelerator.device_name()}) can't compute in it. Ways out: --deepspeed_config "
-            "ds_configs/cpu_bf16.json (or another bf16 one), or --fp16 False for fp32, or a machine with a GPU."
-        )
 
 
 def quieten() -> None:

@@ -14,6 +14,7 @@ from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.engine import start_engine, train_step
 from dialogpt_ds.training.memory import States, activations_measured, largest_layer, model_states, peak_of_this_process
+from dialogpt_ds.training.requirements import check_requirements
 from dialogpt_ds.training.settings import Settings, model_of
 from dialogpt_ds.training.world import World, free_port, join_world, leave_world
 
@@ -29,6 +30,7 @@ def dry_run(settings: Settings) -> None:
     number that `settings` has.
     """
     alone, notes = _for_one_process(settings)
+    check_requirements(alone.precision, alone.deepspeed)
     torch.manual_seed(settings.arguments.seed)
     model = model_of(settings)
     num_parameters = sum(p.numel() for p in model.parameters())

@@ -58,7 +58,9 @@ def evaluate(
                     mine = range(min(first, rows.num_rows), min(first + rows_per_rank, rows.num_rows))
                     length = stream.key.row_length
                     batch = (
-                        make_micro_batch(rows, mine, length, padding_id)
+                        make_micro_batch(
+                            rows, mine, length, padding_id, rows_per_rank
+                        )  # one shape, so that nothing is compiled anew
                         if mine
                         else padding_rows(rows_per_rank, length, padding_id)
                     )

@@ -19,6 +19,7 @@ def test_there_is_a_file_for_every_use() -> None:
         "zero2_fp16",
         "zero2_fp16_offload_optimizer",
         "zero3_fp16",
+        "zero3_fp16_offload_nvme",
     ]
 
 
@@ -26,7 +27,7 @@ def test_there_is_a_file_for_every_use() -> None:
 def test_a_shipped_file_is_valid_and_leaves_batch_and_optimizer_to_the_trainer(path: Path) -> None:
     config = read_deepspeed_json(str(path))
     check_deepspeed_config(config, str(path))
-    assert config.keys() <= {"fp16", "bf16", "zero_optimization", "gradient_clipping"}
+    assert config.keys() <= {"fp16", "bf16", "zero_optimization", "aio", "gradient_clipping"}
     assert config["gradient_clipping"] == 1.0
 
 
@@ -39,7 +40,9 @@ def test_deepspeed_reads_a_shipped_file_as_its_name_says(path: Path) -> None:
     assert read.zero_optimization_stage == stage
     assert read.float16_config.enabled == ("fp16" in path.stem)
     assert read.bfloat16_config.enabled == ("bf16" in path.stem)
-    assert (read.zero_config.offload_optimizer is not None) == ("offload_optimizer" in path.stem)
+    offloaded = read.zero_config.offload_optimizer
+    assert (offloaded is not None) == ("offload" in path.stem)
+    assert offloaded is None or offloaded.device == ("nvme" if "nvme" in path.stem else "cpu")
     assert read.gradient_clipping == 1.0
 
 
