@@ -108,17 +108,24 @@ def updates_made(engine: Any) -> int:
 
 
 def _repair_steps(engine: Any) -> None:
-    """Give every parameter a step of its own, in the type that the optimizer counts in.
+    """Give every parameter a step of its own, in the type and on the device that the optimizer counts in.
 
     DeepSpeed lets all parameters of a stage-3 engine share one tensor, which each of them then advances; and torch's Adam counts
-    in a tensor, DeepSpeed's in an integer.
+    in a tensor, DeepSpeed's in an integer. torch's fused kernel reads the step where the parameter is.
     """
     optimizer = torch_optimizer(engine)
     in_tensors = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
-    for state in optimizer.state.values():
+    beside_parameter = {
+        id(parameter)
+        for group in optimizer.param_groups
+        if group.get("fused") or group.get("capturable")
+        for parameter in group["params"]
+    }
+    for parameter, state in optimizer.state.items():
         if "step" in state:
             step = int(state["step"])
-            state["step"] = torch.tensor(float(step)) if in_tensors else step
+            device = parameter.device if id(parameter) in beside_parameter else torch.device("cpu")
+            state["step"] = torch.tensor(float(step), device=device) if in_tensors else step
 
 
 def scaler_state(engine: Any) -> dict[str, Any]:

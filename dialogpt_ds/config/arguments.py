@@ -76,8 +76,8 @@ class TrainingArguments:
     loss_scale: float = 0
     """Fixed fp16 loss scale; 0 adapts it."""
     max_skipped_steps: int = 20
-    """Updates in a row that may be left out for gradients that are not finite before the run ends (fp16: at least as many as the
-    loss scale needs to come down from where it starts)."""
+    """Updates in a row that may be left out for gradients that are not finite; one more ends the run (fp16: at least as many as
+    the loss scale needs to come down from where it starts)."""
     deepspeed_config: str = option("", "--deepspeed")
     """DeepSpeed JSON, see ds_configs/; without it ZeRO stage 1 in the precision that fp16 says."""
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dialogpt_ds.commandline import option, parse, run_command
 from dialogpt_ds.errors import RunError, UserError
+from dialogpt_ds.export.target import check_target
 
 
 @dataclass
@@ -32,9 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 def _export(arguments: ExportArguments) -> int:
     if len(arguments.folders) != 2:
         raise UserError(f"give two folders, CHECKPOINT and DIR; got {len(arguments.folders)}: {' '.join(arguments.folders)}")
-    source, target = (Path(folder).expanduser() for folder in arguments.folders)
-    if target.exists() and not arguments.overwrite:
-        raise UserError(f"{target} exists; name another folder, or give --overwrite")
+    source, target = Path(arguments.folders[0]).expanduser(), check_target(arguments.folders[1], arguments.overwrite)
     from dialogpt_ds.training.command import quieten
 
     quieten()
@@ -54,8 +53,8 @@ def _export(arguments: ExportArguments) -> int:
     dtype = DTYPES[summary.precision if arguments.dtype == "trained" else arguments.dtype]
     # Names are those of the model inside of the module that computes the loss. A tied head appears under two names.
     weights = {name.removeprefix("model."): tensor.to(dtype) for name, tensor in master_weights(source, summary).items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         weights = without_tied(weights, source / FOLDER)
         write_export(weights, None, source / FOLDER, target, model_card(summary.run, summary.step), summary.step)
     except OSError as error:

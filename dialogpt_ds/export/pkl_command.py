@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dialogpt_ds.commandline import option, parse, run_command
 from dialogpt_ds.errors import RunError, UserError
+from dialogpt_ds.export.target import check_target
 
 
 @dataclass
@@ -36,9 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 def _import(arguments: ImportArguments) -> int:
     if len(arguments.files) != 2:
         raise UserError(f"give a .pkl file and a folder to write; got {len(arguments.files)}: {' '.join(arguments.files)}")
-    source, target = arguments.files[0], Path(arguments.files[1]).expanduser()
-    if target.exists() and not arguments.overwrite:
-        raise UserError(f"{target} exists; name another folder, or give --overwrite")
+    source, target = arguments.files[0], check_target(arguments.files[1], arguments.overwrite)
     from dialogpt_ds.training.command import quieten
 
     quieten()
@@ -53,9 +52,9 @@ def _import(arguments: ImportArguments) -> int:
     config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
     dtype = _common_type(weights) if arguments.dtype == "stored" else DTYPES[arguments.dtype]
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
     description = Path(tempfile.mkdtemp(prefix="dialogpt-import-"))
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         write_description(config, tokenizer, tokenizer.eos_token_id, shape.positions, description)
         write_export(weights, None, description, target, _card(Path(source).name, str(shape)), step=0)
     except OSError as error:

@@ -96,8 +96,8 @@ def step_values(
     Args:
         result: what the step gave.
         state: counts after the step.
-        facts: lr, loss_scale, skipped_steps, loss_spikes, skipped_blocks and skipped_examples so far, and the step's rows, tokens, targets,
-            fractional epoch and that of each source.
+        facts: lr, loss_scale, skipped_steps, loss_spikes, peak_memory (bytes), skipped_blocks and skipped_examples so far, and the
+            step's rows, tokens, targets, fractional epoch and that of each source.
         seconds: of the whole step.
         seconds_data: of it, spent waiting for the batch.
         row_length: tokens of a row.
@@ -112,6 +112,7 @@ def step_values(
         "loss_scale": facts["loss_scale"],
         "skipped_steps": facts["skipped_steps"],
         "loss_spikes": facts["loss_spikes"],
+        "peak_memory_gib": facts["peak_memory"] / 2**30,
         "tokens_per_second": facts["tokens"] / seconds,
         "target_tokens_per_second": facts["targets"] / seconds,
         "padding_share": 1.0 - facts["tokens"] / (facts["rows"] * row_length),

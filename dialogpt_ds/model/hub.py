@@ -55,6 +55,8 @@ OPTIONAL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "tokenizer.model",
+    "chat_template.jinja",
 )
 
 

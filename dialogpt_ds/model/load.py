@@ -208,13 +208,18 @@ def _check_shape(found: Gpt2Shape, source: ModelSource, weights: str) -> None:
 
 
 def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a folder's tensors, read from the headers of its safetensors files; nothing where it has none."""
+    """Return the shapes of a folder's tensors, from its safetensors files' headers, else of its .bin; nothing without either."""
+    import torch
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    file = folder / "pytorch_model.bin"
+    if not shapes and file.is_file():
+        loaded = torch.load(file, map_location="meta", weights_only=True)
+        shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items() if torch.is_tensor(tensor)}
     return shapes
 
 

@@ -89,7 +89,7 @@ class TargetLoss(nn.Module):
         """Return each target's negative log-likelihood, [targets] fp32, from the states that predict them, [targets, width]."""
         head = self.model.get_output_embeddings()
         # Read once: ZeRO-3 gathers the weight here, and ranks differ in their number of pieces.
-        weight, bias = head.weight, head.bias
+        weight, bias = head.weight, getattr(head, "bias", None)
 
         def nll_of(states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
             return _nll(functional.linear(states, weight, bias), ids)

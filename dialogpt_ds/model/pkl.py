@@ -57,14 +57,15 @@ def _load(path: str, what: str) -> Any:
         raise UserError(f"{what} {path!r} does not exist, or is no file (looked in {file.absolute().parent})")
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # damaged files make the reader raise anything
+        if not isinstance(error, pickle.UnpicklingError) or "GLOBAL" not in str(error):
+            reason = _reason(error)
+            raise UserError(f"{what} {path!r} can't be read as a .pkl file of PyTorch; is it whole? ({reason})") from error
         raise UserError(
             f"{what} {path!r} holds more than tensors, and loading it would run code that came with the file, so it is refused. "
             "If you trust where it is from, load it there with torch, and save its state dict alone with torch.save. "
             f"({_reason(error)})"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{what} {path!r} can't be read as a .pkl file of PyTorch; is it whole? ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:

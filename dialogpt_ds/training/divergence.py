@@ -1,6 +1,7 @@
 """Steps that go wrong: a loss that is no number, updates left out one after another, a loss that jumps."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,10 @@ import torch
 
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.model.loss import to_tensors
-from dialogpt_ds.order.batches import make_micro_batch
+from dialogpt_ds.order.batches import MicroBatch, make_micro_batch
 from dialogpt_ds.order.mixture import Mixture, MixturePosition
 from dialogpt_ds.order.places import examples_in, listed
-from dialogpt_ds.training.agreement import all_gathered
+from dialogpt_ds.training.agreement import all_gathered, all_reports
 from dialogpt_ds.training.engine import StepResult
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.settings import Settings
@@ -129,27 +130,46 @@ def allowed_skips(settings: Settings) -> int:
     return max(settings.arguments.max_skipped_steps, int(fp16["initial_scale_power"]) + int(fp16["hysteresis"]))
 
 
-def report(why: str, engine: Any, settings: Settings, before: MixturePosition, step: int, device: torch.device) -> RunError:
+@dataclass(frozen=True)
+class Diverged:
+    """A step that ends the run."""
+
+    step: int
+    why: str
+    before: MixturePosition
+    """Where its rows begin."""
+    saved_step: int | None
+    """Step of the last complete checkpoint."""
+
+
+def report(found: Diverged, engine: Any, settings: Settings, device: torch.device, beat: Callable[[str], None]) -> RunError:
     """Return the error that ends a run, with the rows that the trouble comes from. Collective: every rank must call.
 
     Args:
-        why: what happened.
+        found: what happened, where.
         engine: as it is after the step, whose update was left out.
         settings: of the run.
-        before: where the step's rows begin.
-        step: its number.
         device: of this rank's tensors.
+        beat: told of each row, so that the search is not taken for a hang.
     """
     advice = {
         "fp16": "train in bf16 or fp32 (fp16 holds nothing above 65,504), lower learning_rate, or lengthen warmup_steps",
         "bf16": "lower learning_rate, lengthen warmup_steps, or lower gradient_clipping",
         "fp32": "lower learning_rate, lengthen warmup_steps, or lower gradient_clipping",
     }[settings.precision]
-    rows = "\n  ".join(_lines(_losses_of_rows(engine, settings, before, device)))
+    if found.saved_step is None:
+        saved = "no checkpoint has been saved yet"
+    else:
+        saved = f"the last checkpoint is that of step {found.saved_step:,}, and --continue_from takes an earlier one"
+    batches, failures = _rows_again(settings, found.before, device)
+    if failures:
+        rows = f"they can't be read again: {failures[0]}"
+    else:
+        rows = "\n  ".join(_lines(_losses_of_rows(batches, engine, settings, device, beat), _weights_are_broken(engine, device)))
     return RunError(
-        f"step {step:,}: training has diverged: {why}.\nThe step's rows, each run once more with the weights as they are:\n  {rows}\n"
-        f"Nothing of this step was saved, the last checkpoint is from before it. What helps: {advice}; --continue_from takes an "
-        "earlier checkpoint. If a few rows stand out, look at them (inspect_shards.py --at)."
+        f"step {found.step:,}: training has diverged: {found.why}.\nThe step's rows, each run once more with the weights as they are:"
+        f"\n  {rows}\nNothing of this step was saved; {saved}. What helps: {advice}. If a few rows stand out, look at them "
+        "(inspect_shards.py --at)."
     )
 
 
@@ -165,32 +185,58 @@ class RowLoss:
     """Its examples."""
 
 
-def _losses_of_rows(engine: Any, settings: Settings, before: MixturePosition, device: torch.device) -> list[RowLoss]:
-    """Run the step's rows one by one, each rank its own; returns all. Collective: every rank must call."""
-    share = settings.share
-    rows = Mixture(settings.directories, settings.order_key, before.skipped).batch(before, share.global_rows).rows
-    eos, turn_ids = settings.train.manifest.eos_id, not settings.arguments.no_token_id
+def _rows_again(
+    settings: Settings, before: MixturePosition, device: torch.device
+) -> tuple[list[tuple[int, MicroBatch, str]], list[str]]:
+    """Return this rank's rows of a step, each with its number and its examples' places; and what ranks that can't read theirs say.
+
+    Collective: every rank must call.
+    """
+    share, failure = settings.share, None
+    batches = []
+    try:
+        rows = Mixture(settings.directories, settings.order_key, before.skipped).batch(before, share.global_rows).rows
+        for row in (row for number in range(share.accumulation) for row in share.rows(number)):
+            batch = make_micro_batch(rows, range(row, row + 1), settings.row_length, settings.train.manifest.eos_id)
+            batches.append((row, batch, listed(examples_in(rows, row))))
+    except (RunError, OSError) as error:
+        failure = str(error)
+    return batches, all_reports(failure, device)
+
+
+def _weights_are_broken(engine: Any, device: torch.device) -> bool:
+    """Return whether some rank holds a weight that is no number. Collective: every rank must call."""
+    parts = (part for p in engine.module.parameters() for part in (p.data, getattr(p, "ds_tensor", None)) if part is not None)
+    broken = any(not bool(torch.isfinite(part).all()) for part in parts)
+    return bool(all_reports(True if broken else None, device))
+
+
+def _losses_of_rows(
+    batches: list[tuple[int, MicroBatch, str]], engine: Any, settings: Settings, device: torch.device, beat: Callable[[str], None]
+) -> list[RowLoss]:
+    """Run a step's rows one by one, each rank its own; returns all. Collective: every rank must call."""
+    turn_ids = not settings.arguments.no_token_id
     mine = []
     was_training = engine.training
     engine.eval()
     try:
         with torch.no_grad():
-            for micro_batch in range(share.accumulation):
-                for row in share.rows(micro_batch):
-                    batch = make_micro_batch(rows, range(row, row + 1), settings.row_length, eos)
-                    _, nll = engine(**to_tensors(batch, device, turn_ids))
-                    count = max(int((batch.labels >= 0).sum()), 1)
-                    mine.append(RowLoss(row, float(nll) / count, listed(examples_in(rows, row))))
+            for row, batch, places in batches:
+                beat(f"looking at row {row} of the step that diverged")
+                _, nll = engine(**to_tensors(batch, device, turn_ids))
+                mine.append(RowLoss(row, float(nll) / max(int((batch.labels >= 0).sum()), 1), places))
     finally:
         engine.train(was_training)
     return [found for theirs in all_gathered(mine) for found in theirs]
 
 
-def _lines(rows: list[RowLoss]) -> list[str]:
+def _lines(rows: list[RowLoss], weights_are_broken: bool) -> list[str]:
     """Return what to say of the rows: those whose loss is no number, else those with the highest."""
     broken = [row for row in rows if not math.isfinite(row.loss)]
-    if len(broken) == len(rows):
-        return [f"all {len(rows):,} rows have a loss that is no number: it is the weights that are broken, not the data"]
+    if weights_are_broken:
+        return [
+            f"{len(broken):,} of {len(rows):,} rows have a loss that is no number; it is the weights that are broken, not the data"
+        ]
     if broken:
         head = f"{len(broken):,} of {len(rows):,} rows have a loss that is no number:"
     else:

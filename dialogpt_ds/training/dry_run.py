@@ -14,7 +14,7 @@ from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.engine import start_engine, train_step
 from dialogpt_ds.training.memory import States, activations_measured, largest_layer, model_states, peak_of_this_process
-from dialogpt_ds.training.requirements import check_requirements
+from dialogpt_ds.training.requirements import offload_problems
 from dialogpt_ds.training.settings import Settings, model_of
 from dialogpt_ds.training.world import World, free_port, join_world, leave_world
 
@@ -30,7 +30,6 @@ def dry_run(settings: Settings) -> None:
     number that `settings` has.
     """
     alone, notes = _for_one_process(settings)
-    check_requirements(alone.precision, alone.deepspeed)
     torch.manual_seed(settings.arguments.seed)
     model = model_of(settings)
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -39,13 +38,16 @@ def dry_run(settings: Settings) -> None:
         print(note)
     states = _states_of(settings, model, num_parameters)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # torchrun's own store is for all of its processes
     device = join_world(alone.world)
-    engine = start_engine(alone, model)
-    data = TrainingData(alone, MixturePosition.start(len(settings.directories)), device)
+    engine = data = None
     try:
+        engine = start_engine(alone, model)
+        data = TrainingData(alone, MixturePosition.start(len(settings.directories)), device)
         taken = _take_steps(alone, engine, data, device)
     finally:
-        data.close()
+        if data is not None:
+            data.close()
         leave_world(engine)
     activations = int(taken.activation_bytes * (0.5 if settings.precision == "fp16" and alone.precision == "fp32" else 1.0))
     print(memory_table(states, activations, settings))
@@ -60,18 +62,27 @@ def _for_one_process(settings: Settings) -> tuple[Settings, list[str]]:
 
     batch = BatchSizes(settings.batch.micro, settings.batch.accumulation, 1)
     deepspeed = settings.deepspeed | batch.keys()
+    notes = []
+    zero = deepspeed.get("zero_optimization", {})
+    problems = list(offload_problems(zero, get_accelerator()))
+    if problems:
+        kept = {name: block for name, block in zero.items() if name not in ("offload_optimizer", "offload_param")}
+        deepspeed |= {"zero_optimization": kept}
+        notes.append("the steps of the dry run are without offload, which this machine can't do: " + "; ".join(problems))
     alone = replace(settings, world=World(0, 1, 0), batch=batch, deepspeed=deepspeed)
     if settings.precision == "fp16" and not get_accelerator().is_fp16_supported():
         without = {"fp16": deepspeed["fp16"] | {"enabled": False}}
         note = "fp16: this machine has none, so the steps of the dry run are in fp32; the memory below is fp16's"
-        return replace(alone, precision="fp32", deepspeed=deepspeed | without), [note]
-    return alone, []
+        return replace(alone, precision="fp32", deepspeed=deepspeed | without), [*notes, note]
+    return alone, notes
 
 
 def _states_of(settings: Settings, model: Any, num_parameters: int) -> list[States]:
     world_size = settings.world.size
-    per_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or min(world_size, USUAL_GPUS_PER_HOST))
-    return model_states(num_parameters, largest_layer(model), per_host, max(world_size // per_host, 1), settings.precision)
+    at_most = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or USUAL_GPUS_PER_HOST)
+    # Of 12 processes at most 8 a host, 6 are on each of two.
+    per_host = max(number for number in range(1, at_most + 1) if world_size % number == 0)
+    return model_states(num_parameters, largest_layer(model), per_host, world_size // per_host, settings.precision)
 
 
 @dataclass(frozen=True)
@@ -117,11 +128,21 @@ def memory_table(states: list[States], activations: int, settings: Settings) -> 
         alone, both, host = (number / GIB for number in (state.device, state.device + activations, state.host))
         mark = " <- this run" if _is_this_run(state, settings) else ""
         lines.append(f"  {state.name:<{width}}  {alone:>9.2f}  {both:>14.2f}  {host:>10.2f}{mark}")
+    if "nvme" in _offload_devices(settings):
+        lines.append("  (what this run keeps on its NVMe disk takes no memory of the host but for buffers)")
+    if not any(_is_this_run(state, settings) for state in states):
+        lines.append("  (for this run's ZeRO stage with its offload in this precision there is no estimate)")
     return "\n".join(lines)
 
 
-def _is_this_run(state: States, settings: Settings) -> bool:
+def _offload_devices(settings: Settings) -> tuple[str, str]:
+    """Return where optimizer and weights are kept: none (the GPU), cpu or nvme."""
     zero = settings.deepspeed.get("zero_optimization", {})
-    optimizer, weights = ((zero.get(f"offload_{what}") or {}).get("device", "none") != "none" for what in ("optimizer", "param"))
+    optimizer, weights = ((zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param"))
+    return optimizer, weights
+
+
+def _is_this_run(state: States, settings: Settings) -> bool:
+    optimizer, weights = (device != "none" for device in _offload_devices(settings))
     where = ", optimizer and weights on the host" if weights else ", optimizer on the host" * optimizer
     return state.name == f"ZeRO-{settings.zero_stage}{where}"

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from dialogpt_ds.errors import UserError
 from dialogpt_ds.model.loss import TargetLoss, to_tensors
 from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.training.schedule import rate
@@ -21,7 +20,7 @@ def start_engine(settings: Settings, model: Any) -> Any:
 
     loss = TargetLoss(model, settings.arguments.chunked_head)
     if settings.arguments.activation_checkpointing:
-        recompute_activations(model, settings.model.name)
+        recompute_activations(model)
     if settings.arguments.torch_compile:
         loss.compile_body()
     loss.train()  # transformers loads models in evaluation mode, in which dropout does nothing
@@ -50,14 +49,11 @@ def start_engine(settings: Settings, model: Any) -> Any:
     return engine
 
 
-def recompute_activations(model: Any, name: str) -> None:
-    """Let each layer keep its input alone for the backward pass (Chen et al. 2016); raises UserError for a model that can't."""
-    try:
-        # transformers 5.24 has renamed it.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    except ValueError as error:
-        raise UserError(f"--activation_checkpointing: model {name!r} does not support it ({error}); leave it out") from error
+def recompute_activations(model: Any) -> None:
+    """Let each layer keep its input alone for the backward pass (Chen et al. 2016)."""
+    # transformers 5.24 has renamed it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def take_up_schedule(engine: Any, settings: Settings) -> None:

@@ -28,7 +28,7 @@ def model_states(num_parameters: int, largest_layer: int, gpus_per_host: int, ho
     Stages 2 and 3 in half precision are DeepSpeed's own estimates. It has none for stages 0 and 1 and for fp32; there a parameter has 2
     bytes of weight and 2 of gradient, and 16 of fp32 gradient, master weight and Adam's moments, of which ZeRO divides the last 16
     (stage 1), 18 (stage 2) or all (Rajbhandari et al. 2020, section 3, and DeepSpeed's estimator for the fp32 gradient). In fp32
-    the four are 4, 4, and 12 of master weight and moments.
+    they are 4, 4, and 12 of master weight and moments; stage 0 needs no master weight then.
 
     Args:
         num_parameters: of the model.
@@ -45,7 +45,7 @@ def model_states(num_parameters: int, largest_layer: int, gpus_per_host: int, ho
     while_built = 4 * p * gpus_per_host
     """Each process makes the model on the host before it moves."""
     found = [
-        States("ZeRO-0", p * (weight + gradient + state), while_built),
+        States("ZeRO-0", p * (16 if precision == "fp32" else weight + gradient + state), while_built),
         States("ZeRO-1", p * (weight + gradient) + p * state // n, while_built),
     ]
     if precision == "fp32":
@@ -81,13 +81,18 @@ class SavedBytes:
 @contextmanager
 def activations_measured(module: torch.nn.Module) -> Iterator[SavedBytes]:
     """Count, in forward passes inside of the block, what autograd saves that is neither a weight nor counted already."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    parameters = list(module.parameters())
     seen: set[int] = set()
     saved = SavedBytes()
 
+    def weights() -> set[int]:
+        # Asked each time: ZeRO-3 gives a parameter other memory while it is gathered.
+        parts = (part for p in parameters for part in (p.data, getattr(p, "ds_tensor", None)) if part is not None)
+        return {part.untyped_storage().data_ptr() for part in parts}
+
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         place = tensor.untyped_storage().data_ptr()
-        if place not in weights and place not in seen:
+        if place not in seen and place not in weights():
             seen.add(place)
             saved.total += tensor.untyped_storage().nbytes()
         return tensor

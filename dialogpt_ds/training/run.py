@@ -28,7 +28,7 @@ from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.order.stream import RowStream
 from dialogpt_ds.training.agreement import all_reports
 from dialogpt_ds.training.data import TrainingData
-from dialogpt_ds.training.divergence import DivergenceWatch, Scale, report
+from dialogpt_ds.training.divergence import Diverged, DivergenceWatch, Scale, report
 from dialogpt_ds.training.engine import (
     StepResult,
     learning_rate,
@@ -40,10 +40,11 @@ from dialogpt_ds.training.engine import (
 )
 from dialogpt_ds.training.evaluation import evaluate
 from dialogpt_ds.training.hang import HangWatch
+from dialogpt_ds.training.memory import peak_of_this_process
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.resume import position_to_go_on_from
 from dialogpt_ds.training.saver import Saver
-from dialogpt_ds.training.settings import Settings, model_of, order_key
+from dialogpt_ds.training.settings import Settings, model_of
 from dialogpt_ds.training.start import Beginning, begin
 from dialogpt_ds.training.stopping import REASONS, StopRequests, exit_code_of
 from dialogpt_ds.training.world import join_world, leave_world
@@ -195,8 +196,8 @@ class TrainingRun:
             if warning:
                 self.recorder.say(warning)
         if end is not None:
-            self.watch.beat(f"looking for the rows that step {self.state.global_step} diverged on")
-            raise report(end, self.engine, self.settings, before, self.state.global_step, self.device)
+            diverged = Diverged(self.state.global_step, end, before, self.saver.saved_step)
+            raise report(diverged, self.engine, self.settings, self.device, self.watch.beat)
 
     def _record(self, step: RankStep, result: StepResult, rate: float, seconds: float) -> None:
         assert self.recorder is not None
@@ -210,6 +211,7 @@ class TrainingRun:
             "tokens": step.num_tokens,
             "targets": step.num_targets,
             "loss_spikes": self.state.loss_spikes,
+            "peak_memory": peak_of_this_process(self.device),
             "skipped_blocks": self.data.num_skipped_blocks,
             "skipped_examples": self.data.num_skipped_examples,
         }
@@ -221,7 +223,7 @@ class TrainingRun:
         directory, state = self.settings.evaluation, self.state
         assert directory is not None
         started = time.perf_counter()
-        stream = RowStream(directory, order_key(directory, 0, self.settings.row_length, packing=True))
+        stream = RowStream(directory, self.settings.evaluation_key(directory))
         eos = directory.manifest.eos_id
         rows = self.arguments.valid_batch_size
         result = evaluate(self.engine, stream, self.world, rows, eos, self.device, self.turn_ids, self._asked_to_stop)

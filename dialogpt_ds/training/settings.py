@@ -18,7 +18,7 @@ from dialogpt_ds.conversations.inputs import open_evaluation
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.model.load import ModelSource, build_model, check_init_checkpoint, find_model
 from dialogpt_ds.model.pkl import is_pkl
-from dialogpt_ds.model.probe import check_model
+from dialogpt_ds.model.probe import Wants, check_model
 from dialogpt_ds.order.batches import Share
 from dialogpt_ds.order.mixture import Mixture, MixtureKey
 from dialogpt_ds.order.position import OrderKey
@@ -28,11 +28,13 @@ from dialogpt_ds.shards.cache import CacheSettings
 from dialogpt_ds.shards.make import write_shards
 from dialogpt_ds.shards.manifest import TOKENIZER
 from dialogpt_ds.shards.reader import ShardDirectory
-from dialogpt_ds.tokenization import find_tokenizer, vocabulary_sha256
+from dialogpt_ds.tokenization import GPT2_VOCABULARY_SIZE, find_tokenizer, vocabulary_sha256
 from dialogpt_ds.training.world import World
 
 DEFAULT_CLIPPING = 1.0
 BUILT_IN = "built-in ZeRO-1"
+BUCKET = 100_000_000
+"""Numbers that are reduced at a time, as in ds_configs/; DeepSpeed's own default takes 2 GB for them in fp32."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,10 @@ class Settings:
         keys = [order_key(directory, arguments.seed, self.row_length, arguments.packing) for directory in self.directories]
         return MixtureKey(tuple(keys), tuple(source.weight for source in self.sources))
 
+    def evaluation_key(self, directory: ShardDirectory) -> OrderKey:
+        """What the order of the evaluation's rows is a function of: the same in every run, packed where training is."""
+        return order_key(directory, 0, self.row_length, self.arguments.packing)
+
     @property
     def share(self) -> Share:
         """This rank's share of a global batch."""
@@ -172,7 +178,8 @@ def model_of(settings: Settings) -> Any:
     """Build the model with its first weights, and check that it can be trained as the run wants it; raises UserError."""
     arguments = settings.arguments
     model = build_model(settings.model, arguments.init_checkpoint or None)
-    check_model(model, settings.model.name, arguments.packing, not arguments.no_token_id)
+    wants = Wants(arguments.packing, not arguments.no_token_id, arguments.activation_checkpointing, arguments.chunked_head)
+    check_model(model, settings.model.name, wants)
     return model
 
 
@@ -207,6 +214,8 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     _check_cache([*directories, *([evaluation] if evaluation else [])], cache)
     tokenizer = _tokenizer_of(train)
     model = find_model(arguments.model_name_or_path, arguments.dropout, manifest.eos_id, manifest.vocab_size, arguments.attention)
+    if arguments.attention == "flash_attention_2" and precision == "fp32":
+        raise UserError("--attention flash_attention_2 computes in fp16 and bf16 alone, and this run is in fp32: leave it out")
     if arguments.init_checkpoint:
         check_init_checkpoint(arguments.init_checkpoint, model)
     _check_model_tokenizer(model, train)
@@ -278,7 +287,7 @@ def _deepspeed_config(arguments: TrainingArguments) -> tuple[dict[str, Any], lis
         if "fp16" not in config and "bf16" not in config:
             notes.append("no precision in it")
     else:
-        config = {"zero_optimization": {"stage": 1}}
+        config = {"zero_optimization": {"stage": 1, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}}
     if config.get("gradient_clipping") is None:
         config["gradient_clipping"] = DEFAULT_CLIPPING
         notes.append(f"gradient_clipping {DEFAULT_CLIPPING} filled in")
@@ -353,6 +362,8 @@ def _check_model_tokenizer(model: ModelSource, train: ShardDirectory) -> None:
     if model.weights is None:
         return
     if is_pkl(model.weights):
+        if model.config.vocab_size != GPT2_VOCABULARY_SIZE:
+            return  # trained with another tokenizer, which the file does not tell
         tokenizer = "gpt2"
     elif any((Path(model.weights) / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         tokenizer = model.weights

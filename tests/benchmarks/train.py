@@ -12,6 +12,7 @@ positions alone, where it is computed. The peak is that of a large matrix produc
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of a process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=["bf16", "fp16", "fp32"])
+    parser.add_argument("--stages", nargs="+", type=int, default=[0, 1], help="ZeRO stages of the trainer")
     parser.add_argument("--worker", choices=["bare", "peak"], help=argparse.SUPPRESS)
     parser.add_argument("--shards", help=argparse.SUPPRESS)
     parser.add_argument(
@@ -71,7 +73,7 @@ def usual_precision() -> str:
     from dialogpt_ds.process import bf16_is_fast
 
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if bf16_is_fast() else "fp32"
 
 
@@ -92,9 +94,11 @@ def table(arguments: argparse.Namespace, model: str, length: int, shards: Path, 
     peaks = []
     for number in range(arguments.rounds):
         peaks.append(json.loads(worker("peak", arguments, model, length, shards)[0]))
-        found.setdefault("trainer", []).append(trainer(arguments, model, length, shards, folder / f"{model}-{length}-{number}"))
+        for stage in arguments.stages:
+            output = folder / f"{model}-{length}-{number}-{stage}"
+            found.setdefault(f"trainer, ZeRO-{stage}", []).append(trainer(arguments, model, length, shards, output, stage))
         output, peak = worker("bare", arguments, model, length, shards)
-        found.setdefault("bare loop", []).append(Figures(**json.loads(output), peak_gib=peak))
+        found.setdefault("bare loop", []).append(Figures(**({"peak_gib": peak} | json.loads(output))))
         if arguments.peer:
             found.setdefault("transformers.Trainer", []).append(peer(arguments, model, length))
     peak_flops = statistics.median(peaks)
@@ -113,9 +117,11 @@ def table(arguments: argparse.Namespace, model: str, length: int, shards: Path, 
             f"{name:<22} {medians[name]:>14,.1f} {'' if per_target is None else f'{per_target:,.1f}':>10} "
             f"{statistics.median(f.padding for f in several):>8.1%} {mfu:>6} {statistics.median(f.peak_gib for f in several):>9.2f}"
         )
-    for name in list(medians)[1:]:
-        ratios = [a.real_tokens_per_second / b.real_tokens_per_second for a, b in zip(found["trainer"], found[name], strict=True)]
-        print(f"trainer / {name}: {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    for mine in (name for name in found if name.startswith("trainer")):
+        for other in (name for name in found if not name.startswith("trainer")):
+            pairs = zip(found[mine], found[other], strict=True)
+            ratios = [a.real_tokens_per_second / b.real_tokens_per_second for a, b in pairs]
+            print(f"{mine} / {other}: {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
 
 
 def flops(model: str, length: int, tokens: float, targets: float) -> float:
@@ -129,10 +135,10 @@ def flops(model: str, length: int, tokens: float, targets: float) -> float:
 
 
 def run_measured(command: list[str], **more: Any) -> tuple[str, float]:
-    """Run a command to its end; returns what it printed and its peak memory in GiB (of a GPU where it prints that, else resident)."""
+    """Run a command to its end; returns what it printed and its peak resident memory in GiB."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"WANDB_MODE": "disabled"}
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, **more)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=output, stderr=errors, text=True, cwd=ROOT, env=environment, **more)
         peak = 0
         while process.poll() is None:
             try:
@@ -141,9 +147,8 @@ def run_measured(command: list[str], **more: Any) -> tuple[str, float]:
             except OSError:
                 pass
             time.sleep(0.2)
-        assert process.stderr is not None
-        errors = process.stderr.read()
-        assert process.returncode == 0, f"{command}\n{errors[-3_000:]}"
+        errors.seek(0)
+        assert process.returncode == 0, f"{command}\n{errors.read()[-3_000:]}"
         output.seek(0)
         return output.read(), peak / 2**20
 
@@ -156,13 +161,14 @@ def worker(name: str, arguments: argparse.Namespace, model: str, length: int, sh
     return output.strip().splitlines()[-1], peak
 
 
-def trainer(arguments: argparse.Namespace, model: str, length: int, shards: Path, output: Path) -> Figures:
+def trainer(arguments: argparse.Namespace, model: str, length: int, shards: Path, output: Path, stage: int) -> Figures:
     """Run launch/train.py as a user does, and read its metrics."""
     config = output.with_suffix(".json")
     half = {name: {"enabled": arguments.precision == name} for name in ("fp16", "bf16")}
-    config.write_text(json.dumps(half | {"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}))
+    zero = {"stage": stage, "reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}  # as ds_configs/cpu_*.json
+    config.write_text(json.dumps(half | {"zero_optimization": zero, "gradient_clipping": 1.0}))
     options = [word for option in arguments.options for word in (f"--{option.partition('=')[0]}", option.partition("=")[2])]
-    _, peak = run_measured(
+    run_measured(
         [
             sys.executable, str(ROOT / "launch" / "train.py"), "--model", model, "--train_input_file", str(shards), "--skip_eval",
             "--deepspeed_config", str(config), "--train_batch_size", str(arguments.rows), "--gradient_accumulation_steps", "1",
@@ -177,7 +183,7 @@ def trainer(arguments: argparse.Namespace, model: str, length: int, shards: Path
         sum(step["tokens_per_second"] * step["seconds_per_step"] for step in steps) / seconds,
         sum(step["target_tokens_per_second"] * step["seconds_per_step"] for step in steps) / seconds,
         statistics.mean(step["padding_share"] for step in steps),
-        peak,
+        steps[-1]["peak_memory_gib"],
     )
 
 
@@ -198,7 +204,10 @@ def peer(arguments: argparse.Namespace, model: str, length: int) -> Figures:
     command += ["--warmup", str(WARMUP), "--batch", str(arguments.rows), "--max_len", str(length)]
     output, peak = run_measured([*command, "--layers", str(PRESETS[model].layers)])
     said = json.loads(output.strip().splitlines()[-1])
-    return Figures(said["real_tokens_per_second"], None, said["padding_share"], peak)
+    import torch
+
+    # Of a GPU's memory the peer says nothing.
+    return Figures(said["real_tokens_per_second"], None, said["padding_share"], math.nan if torch.cuda.is_available() else peak)
 
 
 def bare_loop(arguments: argparse.Namespace) -> dict[str, float]:
@@ -258,7 +267,7 @@ def bare_loop(arguments: argparse.Namespace) -> dict[str, float]:
         "real_tokens_per_second": tokens / seconds,
         "target_tokens_per_second": targets / seconds,
         "padding": 1 - tokens / (rows * length),
-    }
+    } | ({"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if device == "cuda" else {})
 
 
 def matmul_peak(precision: str) -> float:

@@ -9,12 +9,14 @@ import torch
 from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.model.load import build_model
+from dialogpt_ds.model.loss import to_tensors
 from dialogpt_ds.order.batches import rank_step
 from dialogpt_ds.order.mixture import Mixture, MixturePosition
 from dialogpt_ds.order.stream import RowStream
 from dialogpt_ds.training.engine import start_engine, train_step
 from dialogpt_ds.training.evaluation import evaluate
-from dialogpt_ds.training.settings import Settings, order_key, prepare
+from dialogpt_ds.training.memory import activations_measured
+from dialogpt_ds.training.settings import Settings, prepare
 from dialogpt_ds.training.world import World
 
 
@@ -97,13 +99,24 @@ def loss_and_gradients(world: World, argv: list[str]) -> tuple[float, dict[str, 
     return loss, gradients if world.is_first else {}
 
 
+def activation_bytes(world: World, argv: list[str]) -> int:
+    """Return what the forward pass of the first micro-batch keeps for the backward pass."""
+    settings = settings_of(world, argv)
+    engine = engine_of(settings)
+    batch = mixture_of(settings).batch(MixturePosition.start(len(settings.directories)), settings.share.global_rows)
+    step = rank_step(batch, settings.share, settings.row_length, settings.train.manifest.eos_id)
+    with activations_measured(engine.module) as saved:
+        engine.module(**to_tensors(step.micro_batches[0], "cpu"))
+    engine.destroy()
+    return saved.total
+
+
 def evaluation(world: World, argv: list[str]) -> tuple[float, int]:
     """Evaluate the untrained model; returns mean loss and number of targets."""
     settings = settings_of(world, argv)
     engine = engine_of(settings)
     assert settings.evaluation is not None
-    key = order_key(settings.evaluation, 0, settings.row_length, settings.arguments.packing)
-    stream = RowStream(settings.evaluation, key)
+    stream = RowStream(settings.evaluation, settings.evaluation_key(settings.evaluation))
     result = evaluate(
         engine,
         stream,

@@ -119,6 +119,9 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"is it whole\?"):
         read_pkl(str(path), "--model")
+    path.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match=r"is it whole\?"):
+        read_pkl(str(path), "--model")
     del state["module.transformer.h.1.mlp.c_fc.weight"]
     state["module.transformer.h.0.ln_1.bias"] = torch.zeros(3)
     torch.save(state, path)
@@ -153,5 +156,10 @@ def test_the_import_command_writes_a_folder_that_transformers_loads(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "imported")
     assert tokenizer.decode(tokenizer("hello there").input_ids) == "hello there"
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id == 256
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert main([str(path), str(tmp_path / "mine"), "--tokenizer", str(small_world[0]), "--overwrite"]) == 2
+    assert "is no earlier export" in capsys.readouterr().err
+    assert main([*argv, "--overwrite"]) == 0
     assert main(argv) == 2
     assert "exists; name another folder, or give --overwrite" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.model.load import find_model
 from dialogpt_ds.model.loss import TargetLoss
-from dialogpt_ds.model.probe import check_model, keeps_examples_apart
+from dialogpt_ds.model.probe import Wants, check_model, head_is_linear, keeps_examples_apart
 from tests.conftest import ROOT
 from tests.helpers import rank_tasks
 from tests.helpers.hub_server import HubServer
@@ -51,7 +51,7 @@ def built(kind: str) -> Any:
 def test_models_with_positions_keep_the_examples_of_a_row_apart(kind: str) -> None:
     model = built(kind)
     assert keeps_examples_apart(model)
-    check_model(model, kind, packing=True, turn_ids=False)
+    check_model(model, kind, Wants())
     assert model.training, "and are left as they were"
 
 
@@ -61,17 +61,30 @@ def test_models_that_would_mix_examples_are_refused_with_the_way_out(kind: str) 
     with pytest.raises(
         UserError, match=rf"in model '{kind}' \({kind}\) the examples of a row would see each other.*--packing False"
     ):
-        check_model(model, kind, packing=True, turn_ids=False)
-    check_model(model, kind, packing=False, turn_ids=False)
+        check_model(model, kind, Wants())
+    check_model(model, kind, Wants(packing=False))
     ids, places = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0, 1, 2, 3]])
     loss, _ = TargetLoss(model)(ids, places, torch.tensor([1, 2]), torch.tensor([3, 4]), torch.ones(2))
     assert torch.isfinite(loss)
 
 
 def test_turn_numbers_need_a_model_that_takes_them() -> None:
-    check_model(built("gpt2"), "gpt2", packing=True, turn_ids=True)
+    check_model(built("gpt2"), "gpt2", Wants(turn_ids=True))
     with pytest.raises(UserError, match=r"--no_token_id False .* model 'llama' does not take"):
-        check_model(built("llama"), "llama", packing=True, turn_ids=True)
+        check_model(built("llama"), "llama", Wants(turn_ids=True))
+
+
+def test_logits_that_are_capped_are_found_in_a_new_model_too() -> None:
+    from transformers import AutoModelForCausalLM, Gemma2Config
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Gemma2Config(**SHAPE, head_dim=16))
+    assert model.config.final_logit_softcapping
+    assert not head_is_linear(model)
+    with pytest.raises(UserError, match=r"--chunked_head: the logits of model 'gemma' .* leave it out"):
+        check_model(model, "gemma", Wants(chunked_head=True))
+    assert head_is_linear(built("llama"))
+    assert head_is_linear(built("gpt2"))
 
 
 def test_flash_attention_without_a_gpu_is_refused_with_the_way_out() -> None:

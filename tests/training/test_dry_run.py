@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dialogpt_ds.model.loss import TargetLoss
+from dialogpt_ds.training.engine import recompute_activations
 from dialogpt_ds.training.memory import activations_measured, largest_layer, model_states
 from tests.conftest import ROOT
-from tests.helpers.launch import clean_environment, deepspeed
+from tests.helpers import rank_tasks
+from tests.helpers.launch import clean_environment, deepspeed, torchrun
+from tests.helpers.rank_pool import RankPool
 
 SmallWorld = tuple[Path, Path]
 
@@ -96,8 +100,69 @@ def test_the_states_are_those_of_the_papers_arithmetic() -> None:
     assert states["ZeRO-3"] == pytest.approx(1.9 + 30 / 64, abs=0.3)
     assert states["ZeRO-2, optimizer on the host"] == pytest.approx(15)
     fp32 = {s.name: s.device / 1e9 for s in model_states(7_500_000_000, 0, 8, 8, "fp32")}
-    assert fp32["ZeRO-0"] == pytest.approx(7.5 * 20)
+    assert fp32["ZeRO-0"] == pytest.approx(7.5 * 16)
     assert fp32["ZeRO-1"] == pytest.approx(7.5 * 8 + 7.5 * 12 / 64)
+
+
+def kept_for_backward(chunked_head: bool = False, checkpointed: bool = False) -> int:
+    """Bytes that a GPT-2's loss on 512 targets keeps."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=5_000, n_layer=4, n_embd=64, n_head=2))
+    loss_of = TargetLoss(model, chunked_head).train()
+    if checkpointed:
+        recompute_activations(model)
+    ids, places = torch.randint(0, 5_000, (8, 128)), torch.arange(128).repeat(8, 1)
+    targets = torch.arange(0, 1_024, 2)
+    with activations_measured(loss_of) as saved:
+        loss_of(ids, places, targets, ids.flatten()[targets + 1], torch.ones(512))
+    return saved.total
+
+
+def test_the_options_that_save_memory_do() -> None:
+    usual = kept_for_backward()
+    assert kept_for_backward(chunked_head=True) < usual - 512 * 5_000 * 4, "the logits are not kept"
+    assert kept_for_backward(checkpointed=True) < usual - 4 * 10 * 8 * 128 * 64 * 4, "nor ten states a layer"
+
+
+def test_torch_compile_compiles_all_but_the_head() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_layer=1, n_embd=16, n_head=2))
+    TargetLoss(model).compile_body()
+    assert model.base_model._compiled_call_impl is not None
+    assert model._compiled_call_impl is None
+    assert not any("_orig_mod" in name for name in model.state_dict())
+
+
+def test_a_dry_run_under_torchrun_is_one_process_too(small_world: SmallWorld, tmp_path: Path) -> None:
+    done = train(*options_of(small_world, tmp_path / "out"), "--dry_run", "--fp16", "False", command=torchrun(2))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("dry run: nothing was written") == 1
+
+
+def test_a_dry_run_of_an_offload_that_this_machine_lacks_goes_without(small_world: SmallWorld, tmp_path: Path) -> None:
+    config = str(ROOT / "ds_configs" / "zero3_fp16_offload_nvme.json")
+    done = train(*options_of(small_world, tmp_path / "out"), "--dry_run", "--deepspeed_config", config, "--expect_world_size", "12")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the steps of the dry run are without offload, which this machine can't do" in done.stdout
+    assert "memory with 12 GPUs in fp16" in done.stdout
+    assert "ZeRO-3, optimizer and weights on the host" in done.stdout.split("<- this run")[0].splitlines()[-1]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_activations_are_the_same_whatever_the_stage(
+    one_rank: RankPool, small_world: SmallWorld, tmp_path: Path, stage: int
+) -> None:
+    """ZeRO-3 gives weights other memory while they are gathered, which is not to be taken for activations."""
+    found = {}
+    for number in (1, stage):
+        zero = {"stage": number, "stage3_param_persistence_threshold": 0}
+        config = rank_tasks.write_deepspeed(tmp_path, number, "fp32", zero_optimization=zero)
+        argv = [*options_of(small_world, tmp_path / "out"), "--deepspeed_config", config]
+        found[number] = one_rank.run(rank_tasks.activation_bytes, argv)[0]
+    assert found[stage] == found[1] > 100_000
 
 
 def test_activations_are_counted_once_and_without_weights() -> None:

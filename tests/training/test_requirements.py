@@ -35,6 +35,7 @@ def test_a_place_for_nvme_offload_that_is_none_is_named(path: str | None, words:
 def test_offload_without_a_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     config = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"offload needs a C\+\+ compiler.*apt-get install g\+\+"):
         check_requirements("fp32", config)
     check_requirements("fp32", {"zero_optimization": {"stage": 2}})
