@@ -60,7 +60,9 @@ def _load(path: str, what: str) -> Any:
     except Exception as error:  # damaged files make the reader raise anything
         if not isinstance(error, pickle.UnpicklingError) or "GLOBAL" not in str(error):
             reason = _reason(error)
-            raise UserError(f"{what} {path!r} can't be read as a .pkl file of PyTorch; is it whole? ({reason})") from error
+            raise UserError(
+                f"{what} {path!r} can't be read as a .pkl of PyTorch with tensors alone; is it whole? ({reason})"
+            ) from error
         raise UserError(
             f"{what} {path!r} holds more than tensors, and loading it would run code that came with the file, so it is refused. "
             "If you trust where it is from, load it there with torch, and save its state dict alone with torch.save. "

@@ -233,10 +233,8 @@ def _losses_of_rows(
 def _lines(rows: list[RowLoss], weights_are_broken: bool) -> list[str]:
     """Return what to say of the rows: those whose loss is no number, else those with the highest."""
     broken = [row for row in rows if not math.isfinite(row.loss)]
-    if weights_are_broken:
-        return [
-            f"{len(broken):,} of {len(rows):,} rows have a loss that is no number; it is the weights that are broken, not the data"
-        ]
+    if len(broken) == len(rows) and (weights_are_broken or len(rows) > 1):
+        return [f"all {len(rows):,} rows have a loss that is no number: it is the weights that are broken, not the data"]
     if broken:
         head = f"{len(broken):,} of {len(rows):,} rows have a loss that is no number:"
     else:

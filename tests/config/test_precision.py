@@ -54,7 +54,7 @@ def test_the_optimizer_is_adamw_unless_the_json_says_otherwise() -> None:
     assert fill_optimizer(json, TrainingArguments(learning_rate=3e-4), NOTHING) == 3e-4
     params = json["optimizer"]["params"]
     assert json["optimizer"]["type"] == "AdamW"
-    assert params == {"lr": 3e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "torch_adam": True}
+    assert params == {"lr": 3e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "torch_adam": True, "fused": True}
 
 
 def test_the_jsons_rate_holds_and_an_explicit_other_one_is_an_error() -> None:

@@ -147,7 +147,7 @@ def test_weights_that_are_no_numbers_are_told_from_bad_rows(two_ranks: RankPool,
             "--output_dir", str(tmp_path / "out"), "--deepspeed_config", rank_tasks.write_deepspeed(tmp_path, 0, "fp32"),
             "--lr_schedule", "None", "--learning_rate", "1e30"]  # fmt: skip
     said = str(two_ranks.run(whole_run, argv)[0]["code"])
-    assert "8 of 8 rows have a loss that is no number; it is the weights that are broken, not the data" in said
+    assert "all 8 rows have a loss that is no number: it is the weights that are broken, not the data" in said
     assert "no checkpoint has been saved yet" in said
 
 
