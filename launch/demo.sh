@@ -42,7 +42,7 @@ show python preprocess/make_shards.py --format chitchat --output "$out/shards" \
 show deepspeed --num_gpus "$processes" launch/train.py --model small \
   --train_input_file "$out/shards/train" --eval_input_file "$out/shards/validation" \
   --deepspeed_config "$config" --train_batch_size "$rows" --gradient_accumulation_steps 1 --valid_batch_size 8 \
-  --num_optim_steps 440 --valid_step 110 --save_step 440 \
+  --num_optim_steps 300 --valid_step 75 --save_step 300 \
   --lr_schedule cosine --learning_rate 1e-3 --warmup_steps 40 \
   --output_dir "$out/run"
 
