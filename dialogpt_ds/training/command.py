@@ -41,8 +41,6 @@ def _train(argv: list[str] | None, world: World) -> int:
             show(settings)
         return EXIT_DONE
     warning = check_requirements(settings.precision, settings.deepspeed)
-    if warning and world.is_first:
-        print(warning, file=sys.stderr)
     from dialogpt_ds.export.folder import FOLDER, exported_step
     from dialogpt_ds.training.resume import first_look, lock_output
     from dialogpt_ds.training.run import train
@@ -58,6 +56,8 @@ def _train(argv: list[str] | None, world: World) -> int:
     make_folder(settings.output_dir, "--output_dir")
     make_folder(settings.log_dir, "--log_dir")
     with lock_output(settings):
+        if warning:
+            print(warning, file=sys.stderr)
         return train(settings)
 
 
