@@ -3,15 +3,14 @@
 import difflib
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from dialogpt_ds.commandline import make_folder, option, parse, run_command
 from dialogpt_ds.errors import EXIT_DONE, RunError, UserError
+from dialogpt_ds.model.weight_files import shapes_in
 
 RELEASED = {
     **{name: f"microsoft/{name}" for name in ("DialoGPT-small", "DialoGPT-medium", "DialoGPT-large")},
@@ -162,7 +161,7 @@ def check_weights(folder: Path, names: Sequence[str]) -> int:
             _check_index(path, names)
         elif name.endswith((".safetensors", ".bin")):
             try:
-                shapes |= _safetensors_shapes(path) if name.endswith(".safetensors") else _pickle_shapes(path)
+                shapes |= shapes_in(path)
             except Exception as error:  # a damaged or hostile file makes the readers raise anything
                 raise RunError(f"{path} can't be opened safely ({_detail(error)}), so the model is not used. {WAY_OUT}") from error
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -178,23 +177,6 @@ def _check_index(path: Path, names: Sequence[str]) -> None:
     missing = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()) - set(names))
     if missing:
         raise RunError(f"{path} names {', '.join(missing)}, which the repository does not have. {WAY_OUT}")
-
-
-def _safetensors_shapes(path: Path) -> dict[str, Sequence[int]]:
-    """Read names and shapes from the header; the library refuses a header that does not fit the file's size."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="numpy") as file:
-        parts: dict[str, Any] = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
-        return {name: part.get_shape() for name, part in parts.items() if "F" in part.get_dtype()}
-
-
-def _pickle_shapes(path: Path) -> dict[str, Sequence[int]]:
-    """Read names and shapes as transformers would: tensors alone. A file of before 2020 can't be mapped, and is read whole."""
-    import torch
-
-    weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    return {name: tuple(tensor.shape) for name, tensor in weights.items() if tensor.is_floating_point()}
 
 
 def _detail(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.model.pkl import config_of, is_pkl, read_pkl, shape_of
 from dialogpt_ds.model.presets import POSITIONS, PRESETS, VOCABULARY, Attention, Gpt2Shape, gpt2_shape
+from dialogpt_ds.model.weight_files import shapes_in
 from dialogpt_ds.tokenization import require_hub
 
 
@@ -208,19 +209,9 @@ def _check_shape(found: Gpt2Shape, source: ModelSource, weights: str) -> None:
 
 
 def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a folder's tensors, from its safetensors files' headers, else of its .bin; nothing without either."""
-    import torch
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-    file = folder / "pytorch_model.bin"
-    if not shapes and file.is_file():
-        loaded = torch.load(file, map_location="meta", weights_only=True)
-        shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items() if torch.is_tensor(tensor)}
-    return shapes
+    """Return the shapes of a folder's tensors, from its safetensors files, else from its .bin; nothing where it has neither."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model.bin"))
+    return {name: shape for file in files for name, shape in shapes_in(file).items()}
 
 
 def _shortened(error: Exception) -> str:

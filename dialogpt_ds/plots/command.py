@@ -2,11 +2,10 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 
 from dialogpt_ds.commandline import option, parse, run_command
 from dialogpt_ds.errors import EXIT_DONE, UserError
-from dialogpt_ds.plots.curves import FORMATS, require_matplotlib, save_curves
+from dialogpt_ds.plots.curves import checked_picture, save_curves
 from dialogpt_ds.plots.runs import read_runs
 from dialogpt_ds.plots.table import comparison_table
 
@@ -29,8 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 def _plot(argv: list[str] | None) -> int:
     description = "Draw the curves of one or several training runs and print a table to compare them."
     arguments = parse(PlotArguments, description, argv).arguments
-    output = _checked_output(arguments.output)
-    require_matplotlib()
+    output = checked_picture(arguments.output, "--output")
     runs = read_runs(arguments.runs)
     for note in (run.note for run in runs if run.note):
         print(f"note: {note}", file=sys.stderr)
@@ -43,13 +41,3 @@ def _plot(argv: list[str] | None) -> int:
     print(comparison_table(runs))
     print(f"\nCurves: {output}")
     return EXIT_DONE
-
-
-def _checked_output(text: str) -> Path:
-    output = Path(text).expanduser()
-    if output.suffix.lower() not in FORMATS:
-        allowed = " or ".join(FORMATS)
-        raise UserError(f"--output {text!r}: the name must end in {allowed}, which says the kind of picture to write")
-    if output.is_dir():
-        raise UserError(f"--output {text!r} is a folder, the name of a file is needed, e.g. {output / 'curves.png'}")
-    return output

@@ -65,6 +65,22 @@ def require_matplotlib() -> None:
         ) from error
 
 
+def checked_picture(text: str, what: str) -> Path:
+    """Return where a picture, named by the option `what`, is to be written.
+
+    Raises:
+        UserError: its name does not end in a kind of picture, it is a folder, or matplotlib is not installed.
+    """
+    output = Path(text).expanduser()
+    if output.suffix.lower() not in FORMATS:
+        allowed = " or ".join(FORMATS)
+        raise UserError(f"{what} {text!r}: the name must end in {allowed}, which says the kind of picture to write")
+    if output.is_dir():
+        raise UserError(f"{what} {text!r} is a folder, the name of a file is needed, e.g. {output / 'curves.png'}")
+    require_matplotlib()
+    return output
+
+
 def save_curves(runs: list[Run], output: Path) -> None:
     """Draw the runs into `output`, a PNG or an SVG by its suffix, in one step."""
     import matplotlib

@@ -6,30 +6,14 @@ from typing import Any
 import numpy as np
 
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.plots.curves import FORMATS, require_matplotlib
 from dialogpt_ds.training.schedule import ScheduleName, peak, rate
 
 POINTS = 2_000
 """Steps that are drawn of a long run; the peak is always among them."""
 
 
-def check_picture(path: str, what: str) -> Path:
-    """Return where a picture is to be written.
-
-    Raises:
-        UserError: its name does not end in a kind of picture, it is a folder, or matplotlib is missing.
-    """
-    output = Path(path).expanduser()
-    if output.suffix.lower() not in FORMATS:
-        raise UserError(f"{what} {path!r}: the name must end in {' or '.join(FORMATS)}, which says the kind of picture to write")
-    if output.is_dir():
-        raise UserError(f"{what} {path!r} is a folder, the name of a file is needed")
-    require_matplotlib()
-    return output
-
-
-def save_schedule(name: ScheduleName, settings: dict[str, Any], output: Path) -> None:
-    """Draw a schedule.
+def save_schedule(name: ScheduleName, settings: dict[str, Any], output: Path) -> tuple[float, int]:
+    """Draw a schedule; returns its highest rate, and the step of it.
 
     Args:
         name: of the schedule.
@@ -65,3 +49,4 @@ def save_schedule(name: ScheduleName, settings: dict[str, Any], output: Path) ->
         figure.savefig(output)
     except OSError as error:
         raise UserError(f"--plot_schedule {output}: can't be written ({error.strerror or error}); choose another place") from error
+    return highest, at

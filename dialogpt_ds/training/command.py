@@ -67,12 +67,11 @@ def show(settings: "Settings") -> None:
     if arguments.print_config:
         print_config(settings.what_runs(), settings.deepspeed)
     if arguments.plot_schedule:
-        from dialogpt_ds.plots.schedule import check_picture, save_schedule
-        from dialogpt_ds.training.schedule import peak
+        from dialogpt_ds.plots.curves import checked_picture
+        from dialogpt_ds.plots.schedule import save_schedule
 
-        output = check_picture(arguments.plot_schedule, "--plot_schedule")
-        save_schedule(arguments.lr_schedule, settings.schedule_settings(), output)
-        highest, at = peak(arguments.lr_schedule, **settings.schedule_settings())
+        output = checked_picture(arguments.plot_schedule, "--plot_schedule")
+        highest, at = save_schedule(arguments.lr_schedule, settings.schedule_settings(), output)
         print(
             f"schedule {arguments.lr_schedule}: peak rate {highest:.3e} at step {at:,} of {arguments.num_optim_steps:,}, drawn in {output}"
         )

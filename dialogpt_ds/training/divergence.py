@@ -14,6 +14,7 @@ from dialogpt_ds.order.mixture import Mixture, MixturePosition
 from dialogpt_ds.order.places import examples_in, listed
 from dialogpt_ds.training.agreement import all_gathered, all_reports
 from dialogpt_ds.training.engine import StepResult
+from dialogpt_ds.training.memory import parts_here
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.settings import Settings
 
@@ -152,11 +153,10 @@ def report(found: Diverged, engine: Any, settings: Settings, device: torch.devic
         device: of this rank's tensors.
         beat: told of each row, so that the search is not taken for a hang.
     """
-    advice = {
-        "fp16": "train in bf16 or fp32 (fp16 holds nothing above 65,504), lower learning_rate, or lengthen warmup_steps",
-        "bf16": "lower learning_rate, lengthen warmup_steps, or lower gradient_clipping",
-        "fp32": "lower learning_rate, lengthen warmup_steps, or lower gradient_clipping",
-    }[settings.precision]
+    if settings.precision == "fp16":
+        advice = "train in bf16 or fp32 (fp16 holds nothing above 65,504), lower learning_rate, or lengthen warmup_steps"
+    else:
+        advice = "lower learning_rate, lengthen warmup_steps, or lower gradient_clipping"
     if found.saved_step is None:
         saved = "no checkpoint has been saved yet"
     else:
@@ -206,8 +206,7 @@ def _rows_again(
 
 def _weights_are_broken(engine: Any, device: torch.device) -> bool:
     """Return whether some rank holds a weight that is no number. Collective: every rank must call."""
-    parts = (part for p in engine.module.parameters() for part in (p.data, getattr(p, "ds_tensor", None)) if part is not None)
-    broken = any(not bool(torch.isfinite(part).all()) for part in parts)
+    broken = any(not bool(torch.isfinite(part).all()) for part in parts_here(engine.module.parameters()))
     return bool(all_reports(True if broken else None, device))
 
 

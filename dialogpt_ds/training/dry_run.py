@@ -13,7 +13,14 @@ from dialogpt_ds.model.loss import to_tensors
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.engine import start_engine, train_step
-from dialogpt_ds.training.memory import States, activations_measured, largest_layer, model_states, peak_of_this_process
+from dialogpt_ds.training.memory import (
+    States,
+    activations_measured,
+    largest_layer,
+    layout_name,
+    model_states,
+    peak_of_this_process,
+)
 from dialogpt_ds.training.requirements import offload_problems
 from dialogpt_ds.training.settings import Settings, model_of
 from dialogpt_ds.training.world import World, free_port, join_world, leave_world
@@ -144,5 +151,4 @@ def _offload_devices(settings: Settings) -> tuple[str, str]:
 
 def _is_this_run(state: States, settings: Settings) -> bool:
     optimizer, weights = (device != "none" for device in _offload_devices(settings))
-    where = ", optimizer and weights on the host" if weights else ", optimizer on the host" * optimizer
-    return state.name == f"ZeRO-{settings.zero_stage}{where}"
+    return state.name == layout_name(settings.zero_stage, optimizer, weights)

@@ -1,6 +1,6 @@
 """What a run needs of memory: model states by ZeRO stage, and activations as they are measured."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,12 @@ class States:
     """On each GPU."""
     host: int
     """In each host's memory, all of its processes together."""
+
+
+def layout_name(stage: int, optimizer_offloaded: bool = False, weights_offloaded: bool = False) -> str:
+    """Return how a ZeRO stage with its offload is called."""
+    where = ", optimizer and weights on the host" if weights_offloaded else ", optimizer on the host" * optimizer_offloaded
+    return f"ZeRO-{stage}{where}"
 
 
 def model_states(num_parameters: int, largest_layer: int, gpus_per_host: int, hosts: int, precision: Precision) -> list[States]:
@@ -45,30 +51,38 @@ def model_states(num_parameters: int, largest_layer: int, gpus_per_host: int, ho
     while_built = 4 * p * gpus_per_host
     """Each process makes the model on the host before it moves."""
     found = [
-        States("ZeRO-0", p * (16 if precision == "fp32" else weight + gradient + state), while_built),
-        States("ZeRO-1", p * (weight + gradient) + p * state // n, while_built),
+        States(layout_name(0), p * (16 if precision == "fp32" else weight + gradient + state), while_built),
+        States(layout_name(1), p * (weight + gradient) + p * state // n, while_built),
     ]
     if precision == "fp32":
         return [
             *found,
-            States("ZeRO-2", p * weight + p * (gradient + state) // n, while_built),
-            States("ZeRO-3", weight * largest_layer + p * (weight + gradient + state) // n, while_built),
+            States(layout_name(2), p * weight + p * (gradient + state) // n, while_built),
+            States(layout_name(3), weight * largest_layer + p * (weight + gradient + state) // n, while_built),
         ]
     for offload in (False, True):
         host, device = estimate_zero2_model_states_mem_needs(p, gpus_per_host, hosts, cpu_offload=offload)
-        found.append(States("ZeRO-2" + ", optimizer on the host" * offload, int(device), int(host)))
+        found.append(States(layout_name(2, offload), int(device), int(host)))
     for optimizer, parameters in ((False, False), (True, False), (True, True)):
         host, device, _ = estimate_zero3_model_states_mem_needs(
             p, largest_layer, gpus_per_host, hosts, cpu_offload=optimizer, cpu_offload_params=parameters, zero_init=False
         )
-        where = ", optimizer and weights on the host" if parameters else ", optimizer on the host" * optimizer
-        found.append(States("ZeRO-3" + where, int(device), int(host)))
+        found.append(States(layout_name(3, optimizer, parameters), int(device), int(host)))
     return found
 
 
 def largest_layer(model: torch.nn.Module) -> int:
     """Return the parameters of the module that has most of its own."""
     return max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules())
+
+
+def parts_here(parameters: Iterable[torch.nn.Parameter]) -> Iterator[torch.Tensor]:
+    """Yield what this rank holds of parameters: whole ones, and the parts that ZeRO-3 keeps of those that are not gathered."""
+    for parameter in parameters:
+        yield parameter.data
+        part = getattr(parameter, "ds_tensor", None)
+        if part is not None:
+            yield part
 
 
 class SavedBytes:
@@ -87,8 +101,7 @@ def activations_measured(module: torch.nn.Module) -> Iterator[SavedBytes]:
 
     def weights() -> set[int]:
         # Asked each time: ZeRO-3 gives a parameter other memory while it is gathered.
-        parts = (part for p in parameters for part in (p.data, getattr(p, "ds_tensor", None)) if part is not None)
-        return {part.untyped_storage().data_ptr() for part in parts}
+        return {part.untyped_storage().data_ptr() for part in parts_here(parameters)}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         place = tensor.untyped_storage().data_ptr()

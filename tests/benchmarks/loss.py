@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-from tests.benchmarks.train import ROOT, run_measured, synchronize, usual_precision
+from tests.benchmarks.train import ROOT, prepare, run_measured, synchronize, usual_precision
 
 WAYS = ("every position", "targets", "targets, piece by piece", "torch's linear_cross_entropy, chunked")
 REPEATS = 4
@@ -75,25 +75,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
     from torch.nn import functional
 
-    from dialogpt_ds.model.load import build_model, find_model
     from dialogpt_ds.model.loss import TargetLoss, to_tensors
     from dialogpt_ds.order.batches import IGNORED_LABEL, Share, rank_step
-    from dialogpt_ds.order.mixture import Mixture, MixtureKey, MixturePosition
-    from dialogpt_ds.order.position import OrderKey
-    from dialogpt_ds.shards.reader import ShardDirectory
+    from dialogpt_ds.order.mixture import MixturePosition
     from dialogpt_ds.training.memory import activations_measured
-    from dialogpt_ds.training.world import World, prepare_cpu
 
-    prepare_cpu(World(0, 1, 0))
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[arguments.precision]
-    directory = ShardDirectory.open(arguments.shards, "--shards")
-    key = OrderKey(directory.manifest.fingerprint, 42, arguments.length, 64, True)
-    batch = Mixture([directory], MixtureKey((key,), (1,)), [()]).batch(MixturePosition.start(), arguments.rows)
-    eos = directory.manifest.eos_id
-    tensors = to_tensors(rank_step(batch, Share(0, 1, arguments.rows, 1), arguments.length, eos).micro_batches[0], device)
-    model = build_model(find_model(arguments.model, 0.0, eos, directory.manifest.vocab_size), None).to(device, dtype).train()
+    ground = prepare(arguments.shards, arguments.model, arguments.length, arguments.precision)
+    device, model = ground.device, ground.model.to(ground.device, ground.dtype)
+    batch = ground.stream.batch(MixturePosition.start(), arguments.rows)
+    step = rank_step(batch, Share(0, 1, arguments.rows, 1), arguments.length, ground.eos)
+    tensors = to_tensors(step.micro_batches[0], device)
     loss_of = TargetLoss(model, chunked_head=arguments.worker == WAYS[2])
     body = {"input_ids": tensors["input_ids"], "position_ids": tensors["position_ids"], "use_cache": False}
 

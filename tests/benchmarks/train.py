@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 """Not from the tests' conftest, which gives each process one thread and no GPU."""
 WARMUP = 3
 """Steps that are not timed."""
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""torch's names."""
 
 
 @dataclass(frozen=True)
@@ -134,23 +136,17 @@ def flops(model: str, length: int, tokens: float, targets: float) -> float:
     return tokens * (6 * body + attention) + targets * 6 * shape.width * VOCABULARY
 
 
-def run_measured(command: list[str], **more: Any) -> tuple[str, float]:
+def run_measured(command: list[str]) -> tuple[str, float]:
     """Run a command to its end; returns what it printed and its peak resident memory in GiB."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"WANDB_MODE": "disabled"}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=output, stderr=errors, text=True, cwd=ROOT, env=environment, **more)
-        peak = 0
-        while process.poll() is None:
-            try:
-                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-                peak = max(peak, next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0))
-            except OSError:
-                pass
-            time.sleep(0.2)
+        process = subprocess.Popen(command, stdout=output, stderr=errors, text=True, cwd=ROOT, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
         errors.seek(0)
         assert process.returncode == 0, f"{command}\n{errors.read()[-3_000:]}"
         output.seek(0)
-        return output.read(), peak / 2**20
+        return output.read(), usage.ru_maxrss / 2**20
 
 
 def worker(name: str, arguments: argparse.Namespace, model: str, length: int, shards: Path) -> tuple[str, float]:
@@ -210,28 +206,62 @@ def peer(arguments: argparse.Namespace, model: str, length: int) -> Figures:
     return Figures(said["real_tokens_per_second"], None, said["padding_share"], math.nan if torch.cuda.is_available() else peak)
 
 
-def bare_loop(arguments: argparse.Namespace) -> dict[str, float]:
-    """Train on the same rows with nothing around the arithmetic: forward, backward, clip, fused AdamW on fp32 master weights."""
+@dataclass(frozen=True)
+class Ground:
+    """What a measurement in this process stands on."""
+
+    device: str
+    dtype: Any
+    stream: Any
+    """Rows, as the trainer takes them."""
+    eos: int
+    model: Any
+    """In fp32 on the CPU."""
+
+
+def prepare(shards: str, model: str, length: int, precision: str) -> Ground:
+    """Open shards and build a model with random weights."""
     import torch
 
     from dialogpt_ds.model.load import build_model, find_model
-    from dialogpt_ds.model.loss import TargetLoss, to_tensors
-    from dialogpt_ds.order.batches import Share, rank_step
-    from dialogpt_ds.order.mixture import Mixture, MixtureKey, MixturePosition
+    from dialogpt_ds.order.mixture import Mixture, MixtureKey
     from dialogpt_ds.order.position import OrderKey
     from dialogpt_ds.shards.reader import ShardDirectory
     from dialogpt_ds.training.world import World, prepare_cpu
 
     prepare_cpu(World(0, 1, 0))
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[arguments.precision]
-    directory = ShardDirectory.open(arguments.shards, "--shards")
-    length = arguments.lengths[0]
+    directory = ShardDirectory.open(shards, "--shards")
     key = OrderKey(directory.manifest.fingerprint, 42, length, 64, True)
-    stream, position = Mixture([directory], MixtureKey((key,), (1,)), [()]), MixturePosition.start()
     eos = directory.manifest.eos_id
-    model = build_model(find_model(arguments.models[0], 0.0, eos, directory.manifest.vocab_size), None).train()
+    return Ground(
+        usual_device(),
+        getattr(torch, DTYPES[precision]),
+        Mixture([directory], MixtureKey((key,), (1,)), [()]),
+        eos,
+        build_model(find_model(model, 0.0, eos, directory.manifest.vocab_size), None).train(),
+    )
+
+
+def usual_device() -> str:
+    """Return where this machine computes."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def bare_loop(arguments: argparse.Namespace) -> dict[str, float]:
+    """Train on the same rows with nothing around the arithmetic: forward, backward, clip, fused AdamW on fp32 master weights."""
+    import torch
+
+    from dialogpt_ds.model.loss import TargetLoss, to_tensors
+    from dialogpt_ds.order.batches import Share, rank_step
+    from dialogpt_ds.order.mixture import MixturePosition
+
+    length = arguments.lengths[0]
+    ground = prepare(arguments.shards, arguments.models[0], length, arguments.precision)
+    device, dtype, stream, eos, model = ground.device, ground.dtype, ground.stream, ground.eos, ground.model
+    position = MixturePosition.start()
     loss_of = TargetLoss(model).to(device)
     masters = (
         [parameter.detach().clone() for parameter in model.parameters()] if dtype != torch.float32 else list(model.parameters())
@@ -274,8 +304,7 @@ def matmul_peak(precision: str) -> float:
     """Return the operations per second of a product of large matrices: the best of several."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    device, dtype = usual_device(), getattr(torch, DTYPES[precision])
     size, repeats = (8_192, 20) if device == "cuda" else (2_048, 4)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
