@@ -7,6 +7,8 @@ from dialogpt_ds.commandline import option
 from dialogpt_ds.model.presets import Attention
 from dialogpt_ds.training.schedule import ScheduleName
 
+SAMPLE_PROMPTS = ("Does money buy happiness?", "How are you?", "What did you do last weekend?", "I just got a new job!")
+
 
 @dataclass
 class TrainingArguments:
@@ -86,6 +88,10 @@ class TrainingArguments:
     """Optimizer steps between evaluations; one more comes after the last step."""
     skip_eval: bool = False
     """Never evaluate."""
+    sample_prompts: list[str] = option(list(SAMPLE_PROMPTS))
+    """Prompts that the model answers at every evaluation, turns separated by EOS as in DialoGPT's files; "" for none."""
+    sample_max_new_tokens: int = 40
+    """Longest answer to a sample prompt (tokens)."""
     save_step: int | None = None
     """Optimizer steps between checkpoints; not given: valid_step."""
     save_minutes: float = 0.0
@@ -106,17 +112,27 @@ class TrainingArguments:
     output_dir: str = "models/output_model"
     """Folder for logs, checkpoints and the exported model."""
     log_dir: str = ""
-    """Folder for train_log.txt, eval_log.txt and metrics.jsonl; not given: output_dir."""
+    """Folder for train_log.txt, eval_log.txt, metrics.jsonl and sample_replies.txt; not given: output_dir."""
     pbar: bool = True
     """Show progress on the terminal."""
     wandb_project: str = "dialogpt-ds"
     """wandb project."""
+    wandb_entity: str = ""
+    """wandb team or user; not given: the key's own."""
     wandb_run_name: str = ""
     """wandb run name; not given: output_dir's name."""
     wandb_tags: list[str] = option([])
     """wandb tags."""
+    wandb_group: str = ""
+    """wandb group, for runs that belong together."""
+    wandb_job_type: str = "train"
+    """wandb job type."""
+    wandb_artifacts: bool = False
+    """Give wandb the exported model and the table of evaluations as artifacts when the run is done."""
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: as WANDB_MODE says, else online with a key and offline without."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files into log_dir/tensorboard, too; needs the package tensorboard."""
     verbose: bool = False
     """Show what DeepSpeed, transformers and torch have to say."""
     print_config: bool = False

@@ -7,11 +7,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dialogpt_ds.logs.record import Record
+
 SECONDS_BETWEEN_LINES = 10.0
+LATER, SECONDS_BETWEEN_LATER_LINES = 600.0, 60.0
+"""After so many seconds lines come less often: a week is 10,000 of them."""
+BAR = "{percentage:3.0f}%|{bar:10}| {n:,}/{total:,} [{elapsed}, {rate_fmt}{postfix}]"
+"""tqdm's own estimate of the time left does not know of evaluations and saves."""
 
 
 class Progress:
     """Shows the step, loss, perplexity, real tokens per second and the time left; rank 0 only."""
+
+    name = "the terminal"
 
     def __init__(self, num_steps: int, done: int, shown: bool) -> None:
         self.num_steps = num_steps
@@ -25,25 +33,38 @@ class Progress:
             size: dict[str, Any] = (
                 {"dynamic_ncols": True} if all(os.get_terminal_size(sys.stderr.fileno())) else {"ncols": 110, "nrows": 24}
             )
-            self.bar = tqdm(total=num_steps, initial=done, unit="step", smoothing=0.05, **size)
+            self.bar = tqdm(total=num_steps, initial=done, unit="step", bar_format=BAR, **size)
 
-    def show(self, step: int, loss: float, perplexity: float, tokens_per_second: float, rate: float) -> None:
-        """Show one more step."""
+    def seconds_left(self, step: int) -> float:
+        """Return an estimate of the time to the last step, from this process's steps so far with all that came between them."""
+        return (time.monotonic() - self.started) / max(step - self.first, 1) * (self.num_steps - step)
+
+    def take(self, record: Record) -> None:
+        """Show one more step, or say what there is to say."""
+        if record.kind == "step":
+            self._show(record.values)
+        if record.text:
+            self.say(record.text)
+
+    def _show(self, values: dict[str, Any]) -> None:
+        step = values["step"]
+        figures = (
+            f"loss {values['loss']:.4f}",
+            f"ppl {values['ppl']:,.1f}",
+            f"{clock(values['seconds_left'])} left",  # a narrow terminal cuts what comes last
+            f"{values['tokens_per_second']:,.0f} tok/s",
+            f"lr {values['lr']:.2e}",
+        )
         if self.bar is not None:
-            self.bar.set_postfix_str(
-                f"loss {loss:.4f}, ppl {perplexity:,.1f}, {tokens_per_second:,.0f} tok/s, lr {rate:.2e}", refresh=False
-            )
+            self.bar.set_postfix_str("  ".join(figures), refresh=False)
             self.bar.update(step - self.bar.n)
             return
         now = time.monotonic()
-        if not self.shown or (now - self.last_line < SECONDS_BETWEEN_LINES and step not in (self.first + 1, self.num_steps)):
+        between = SECONDS_BETWEEN_LINES if now - self.started < LATER else SECONDS_BETWEEN_LATER_LINES
+        if not self.shown or (now - self.last_line < between and step not in (self.first + 1, self.num_steps)):
             return
         self.last_line = now
-        left = (now - self.started) / max(step - self.first, 1) * (self.num_steps - step)
-        self.say(
-            f"step {step:,}/{self.num_steps:,}  loss {loss:.4f}  ppl {perplexity:,.1f}  {tokens_per_second:,.0f} tok/s  "
-            f"lr {rate:.2e}  {_clock(left)} left"
-        )
+        self.say("  ".join((f"step {step:,}/{self.num_steps:,}", *figures)))
 
     def say(self, line: str) -> None:
         """Print a line without breaking the bar."""
@@ -56,9 +77,10 @@ class Progress:
         """Leave the bar as it stands."""
         if self.bar is not None:
             self.bar.close()
+            self.bar = None
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Return 1:02:03 or 02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

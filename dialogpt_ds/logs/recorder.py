@@ -1,10 +1,17 @@
 """One dictionary per logged step, built once, goes to every place a person may look at."""
 
+import contextlib
+import sys
+from pathlib import Path
 from typing import Any
 
+from dialogpt_ds.logs.metrics import known
 from dialogpt_ds.logs.progress import Progress
-from dialogpt_ds.logs.text_logs import TextLogs
+from dialogpt_ds.logs.record import Record, Reply, Sink
+from dialogpt_ds.logs.tensorboard import TensorBoard
+from dialogpt_ds.logs.text_logs import TextLogs, printable
 from dialogpt_ds.logs.wandb_run import WandbRun
+from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.training.engine import StepResult
 from dialogpt_ds.training.evaluation import Evaluation
 from dialogpt_ds.training.progress_state import ProgressState, perplexity
@@ -12,119 +19,148 @@ from dialogpt_ds.training.settings import Settings
 
 
 class Recorder:
-    """Files first, then the terminal, then wandb. Exists on rank 0 only."""
+    """Files first, then the terminal, TensorBoard and wandb. A sink that fails is reported once and left out. Exists on rank 0 only."""
 
-    def __init__(self, settings: Settings, state: ProgressState) -> None:
+    def __init__(self, settings: Settings, state: ProgressState, facts: dict[str, Any]) -> None:
         arguments = settings.arguments
-        self.settings = settings
-        self.logs = TextLogs(settings.log_dir, state.global_step)
-        self.wandb = WandbRun(
-            mode=arguments.wandb_mode,
-            project=arguments.wandb_project,
-            name=arguments.wandb_run_name or settings.output_dir.name,
-            tags=arguments.wandb_tags,
-            folder=settings.output_dir,
-            config=settings.what_runs()
-            | {"deepspeed": settings.deepspeed, "shards": {d.name: d.manifest.totals for d in settings.directories}},
-            run_id=state.wandb_id,
-        )
         self.progress = Progress(arguments.num_optim_steps, state.global_step, arguments.pbar)
+        self.sinks: list[Sink] = [TextLogs(settings.log_dir, state.global_step), self.progress]
+        if arguments.tensorboard:
+            self.sinks.append(TensorBoard(settings.log_dir, state.global_step))
+        self.wandb = WandbRun(arguments, settings.output_dir, facts, state.wandb_id)
+        self.sinks.append(self.wandb)
+
+    def record(self, record: Record) -> None:
+        """Give a record to every sink."""
+        for sink in list(self.sinks):
+            try:
+                sink.take(record)
+            except Exception as error:  # whatever a sink meets, the run goes on without it
+                self._leave_out(sink, error)
 
     def step(self, values: dict[str, Any], state: ProgressState) -> None:
         """Record one optimizer step."""
-        self.logs.train_line(state.train_log_values())
-        self.logs.metrics_line(values)
-        self.progress.show(state.global_step, values["loss"], values["ppl"], values["tokens_per_second"], values["lr"])
-        self.wandb.log(values)
+        values["seconds_left"] = self.progress.seconds_left(state.global_step)
+        self.record(Record("step", known(values), state.train_log_values()))
 
-    def evaluation(self, result: Evaluation, seconds: float, state: ProgressState) -> None:
-        """Record one evaluation."""
+    def evaluation(
+        self, result: Evaluation, seconds: float, replies: list[Reply], seconds_replies: float, state: ProgressState
+    ) -> None:
+        """Record one evaluation with the replies to the sample prompts, and how long both took (seconds)."""
         values = {
             "step": state.global_step,
             "eval_loss": result.loss,
             "eval_ppl": result.perplexity,
+            **{f"eval_loss_{group}": loss for group, loss in result.turn_losses.items()},
             "eval_targets": result.num_targets,
             "best_eval_loss": state.best_eval_loss,
+            "best_eval_ppl": None if state.best_eval_loss is None else perplexity(state.best_eval_loss),
+            "best_eval_step": None if state.best_eval_loss is None else state.best_step,
             "seconds_evaluation": seconds,
+            "seconds_replies": seconds_replies if replies else None,
         }
-        self.logs.eval_line([state.epoch + 1, state.global_step, state.micro_steps, result.loss, result.perplexity])
-        self.logs.metrics_line(values)
-        self.progress.say(
+        line = [state.epoch + 1, state.global_step, state.micro_steps, result.loss, result.perplexity]
+        best = ", the best so far" if state.best_step == state.global_step and state.best_eval_loss is not None else ""
+        text = (
             f"evaluation at step {state.global_step:,}: loss {result.loss:.4f}, perplexity {result.perplexity:,.2f} "
-            f"on {result.num_targets:,} targets ({seconds:.1f} s)"
+            f"on {result.num_targets:,} targets{best} ({seconds:.1f} s)"
         )
-        self.wandb.log(values)
+        if replies:
+            text += f"\n  {replies[0].prompt} -> {shortened(replies[0].reply)}"
+        self.record(Record("evaluation", known(values), line, text, replies))
 
     def saved(self, path: str, seconds: float, share: float, state: ProgressState) -> None:
         """Record a checkpoint, how long it took (seconds), and the share of this process's time that saving has taken so far."""
         values = {"step": state.global_step, "seconds_save": seconds, "save_share": share}
-        self.logs.metrics_line(values)
-        self.progress.say(f"checkpoint {path} ({seconds:.1f} s; saving took {share:.1%} of the time so far)")
-        self.wandb.log(values)
+        text = f"checkpoint {path} ({seconds:.1f} s; saving took {share:.1%} of the time so far)"
+        self.record(Record("save", known(values), text=text))
 
     def not_saved(self, why: str, num_failed: int, state: ProgressState) -> None:
         """Record a checkpoint that could not be written."""
-        values = {"step": state.global_step, "failed_saves": num_failed}
-        self.logs.metrics_line(values)
-        self.progress.say(
+        text = (
             f"WARNING: the checkpoint of step {state.global_step:,} could not be saved: {why}. Nothing of it is left; the last complete "
             "checkpoint is untouched, and training goes on to the next save."
         )
-        self.wandb.log(values)
+        self.record(Record("save", known({"step": state.global_step, "failed_saves": num_failed}), text=text))
 
     def say(self, line: str) -> None:
         """Print a line."""
-        self.progress.say(line)
+        if self.progress not in self.sinks:
+            return
+        try:
+            self.progress.say(line)
+        except OSError as error:
+            self._leave_out(self.progress, error)
 
-    def close(self) -> str | None:
-        """Close every place; returns the command that uploads an offline wandb run."""
-        self.progress.close()
-        self.logs.close()
-        return self.wandb.finish()
+    def close_files(self) -> None:
+        """Finish everything but wandb, which may have something to wait for."""
+        for sink in [sink for sink in self.sinks if sink is not self.wandb]:
+            try:
+                sink.close()
+            except Exception as error:  # see record
+                self._leave_out(sink, error)
+
+    def finish_wandb(self, exit_code: int, seconds: float, model: Path | None = None) -> list[str]:
+        """End the wandb run, waiting for its server for at most `seconds`; returns what a person should be told.
+
+        Args:
+            exit_code: of this run.
+            seconds: to wait.
+            model: exported folder, for an artifact; None for none.
+        """
+        try:
+            return self.wandb.finish(exit_code, seconds, model)
+        except Exception as error:  # see record
+            self._leave_out(self.wandb, error)
+            return []
+
+    def _leave_out(self, sink: Sink, error: Exception) -> None:
+        if sink in self.sinks:
+            self.sinks.remove(sink)
+        with contextlib.suppress(OSError):  # the terminal is gone
+            print(f"warning: {sink.name} failed and is left out from here on: {error!r}", file=sys.stderr, flush=True)
+
+
+def shortened(text: str, length: int = 100) -> str:
+    """Return a text as one line of at most `length` characters."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 def step_values(
-    result: StepResult,
-    state: ProgressState,
-    facts: dict[str, Any],
-    seconds: float,
-    seconds_data: float,
-    row_length: int,
+    result: StepResult, step: RankStep, state: ProgressState, facts: dict[str, float | None], operations: float
 ) -> dict[str, Any]:
-    """Return the metrics of one optimizer step; seconds are wall-clock, tokens are real ones unless they say padding.
+    """Return the metrics of one optimizer step, but for the time left; see logs.metrics for what each says.
 
     Args:
         result: what the step gave.
+        step: its rows.
         state: counts after the step.
-        facts: lr, loss_scale, skipped_steps, loss_spikes, peak_memory (bytes), skipped_blocks and skipped_examples so far, and the
-            step's rows, tokens, targets, fractional epoch and that of each source.
-        seconds: of the whole step.
-        seconds_data: of it, spent waiting for the batch.
-        row_length: tokens of a row.
+        facts: those of the metrics that are known by name: lr, seconds_per_step, memory, ...
+        operations: share of the devices' peak that the step's arithmetic took for a second; what `mfu` is in a step of one second.
     """
-    values = {
+    seconds = facts["seconds_per_step"]
+    assert seconds is not None
+    waited = facts["seconds_data"]
+    assert waited is not None
+    values: dict[str, Any] = {
         "step": state.global_step,
-        "epoch": facts["epoch"],
+        "epoch": step.fractional_epoch,
         "loss": result.loss,
         "ppl": perplexity(result.loss),
-        "lr": facts["lr"],
+        **{f"loss_{group}": loss for group, loss in result.turn_losses.items()},
         "grad_norm": result.grad_norm,
-        "loss_scale": facts["loss_scale"],
-        "skipped_steps": facts["skipped_steps"],
-        "loss_spikes": facts["loss_spikes"],
-        "peak_memory_gib": facts["peak_memory"] / 2**30,
-        "tokens_per_second": facts["tokens"] / seconds,
-        "target_tokens_per_second": facts["targets"] / seconds,
-        "padding_share": 1.0 - facts["tokens"] / (facts["rows"] * row_length),
-        "data_wait_share": seconds_data / seconds,
-        "skipped_blocks": facts["skipped_blocks"],
-        "skipped_examples": facts["skipped_examples"],
+        "loss_spikes": state.loss_spikes,
+        "tokens_per_second": step.num_tokens / seconds,
+        "target_tokens_per_second": step.num_targets / seconds,
+        "mfu": operations / seconds,
+        "data_wait_share": min(waited / seconds, 1.0),
         "rows_seen": state.rows_seen,
         "tokens_seen": state.tokens_seen,
         "targets_seen": state.targets_seen,
-        "seconds_per_step": seconds,
-        "seconds_data": seconds_data,
+        **facts,
+        **{f"seconds_{name}": value for name, value in result.seconds.items()},
     }
-    if len(facts["source_epochs"]) > 1:
-        values |= {f"epoch_source_{number}": epochs for number, epochs in enumerate(facts["source_epochs"])}
-    return values | {f"seconds_{name}": value for name, value in result.seconds.items()}
+    if len(step.source_epochs) > 1:
+        values |= {f"epoch_source_{number}": epochs for number, epochs in enumerate(step.source_epochs)}
+    return values

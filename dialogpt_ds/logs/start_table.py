@@ -2,11 +2,15 @@
 
 from typing import Any
 
+from dialogpt_ds.model.arithmetic import Peak
+from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.schedule import peak
 from dialogpt_ds.training.settings import BUILT_IN, Settings
 
 
-def start_table(settings: Settings, num_parameters: int, wandb_mode: str, resumed_step: int) -> str:
+def start_table(
+    settings: Settings, num_parameters: int, wandb_mode: str, resumed_step: int, device_peak: Peak | None = None
+) -> str:
     """Return the table: model, data, batch arithmetic, schedule peak, precision, ZeRO, output."""
     arguments, batch = settings.arguments, settings.batch
     best_rate, at = peak(arguments.lr_schedule, **settings.schedule_settings())
@@ -22,7 +26,7 @@ def start_table(settings: Settings, num_parameters: int, wandb_mode: str, resume
                   f"of {settings.row_length} = {step_tokens:,} tokens a step"),
         ("epoch", f"about {max(round(all_tokens / step_tokens), 1):,} steps"),
         ("schedule", f"{arguments.lr_schedule}, peak rate {best_rate:.3e} at step {at:,}, {arguments.num_optim_steps:,} steps in all"),
-        ("precision", settings.precision),
+        ("precision", settings.precision + (f"; MFU is against {device_peak} of a process" if device_peak else "")),
         ("DeepSpeed", f"ZeRO-{settings.zero_stage}, {arguments.deepspeed_config or BUILT_IN}"
                       + "".join(f"; {note}" for note in settings.notes)),
         ("output", f"{settings.output_dir}, a checkpoint every {settings.save_step:,} steps"),
@@ -31,7 +35,7 @@ def start_table(settings: Settings, num_parameters: int, wandb_mode: str, resume
     if resumed_step:
         rows.append(("resumed", f"from step {resumed_step:,}"))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {without_secrets(value)}" for name, value in rows)
 
 
 def _data(settings: Settings, step_tokens: int) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""train_log.txt, eval_log.txt and metrics.jsonl: flushed line by line, cut back when a run goes on from a checkpoint."""
+"""train_log.txt, eval_log.txt, metrics.jsonl, sample_replies.txt: flushed by line, cut back when a run goes on from a checkpoint."""
 
 import json
 import math
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.files import replace_text
+from dialogpt_ds.logs.record import Record, Reply
 
-TRAIN_LOG, EVAL_LOG, METRICS = "train_log.txt", "eval_log.txt", "metrics.jsonl"
+TRAIN_LOG, EVAL_LOG, METRICS, REPLIES = "train_log.txt", "eval_log.txt", "metrics.jsonl", "sample_replies.txt"
 TRAIN_HEADER = "epoch,global_step,step,mean_loss,mean_ppl,n_token_real,n_token_total,epoch_time"
 EVAL_HEADER = "epoch,global_step,step,eval_loss,eval_ppl"
 """DialoGPT's headers."""
@@ -73,14 +74,36 @@ def _json_step(line: str) -> int:
     return int(json.loads(line)["step"])
 
 
+def _reply_step(line: str) -> int:
+    return int(line.split()[1].rstrip(":"))
+
+
+def printable(text: str) -> str:
+    """Return a text as one line, with what a terminal would take for a command written out: a model may say anything."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 class TextLogs:
-    """The three files; rank 0 only."""
+    """The four files; rank 0 only."""
+
+    name = "the log files"
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.train = LineFile(folder / TRAIN_LOG, TRAIN_HEADER, _csv_step, resumed_step)
         self.evaluation = LineFile(folder / EVAL_LOG, EVAL_HEADER, _csv_step, resumed_step)
         self.metrics = LineFile(folder / METRICS, None, _json_step, resumed_step)
+        self.replies = LineFile(folder / REPLIES, None, _reply_step, resumed_step)
+
+    def take(self, record: Record) -> None:
+        """Write a record's lines."""
+        if record.kind == "step":
+            self.train_line(record.line)
+        elif record.kind == "evaluation":
+            self.eval_line(record.line)
+        self.metrics_line(record.values)
+        for reply in record.replies:
+            self.reply_line(record.values["step"], reply)
 
     def train_line(self, values: list[int | float]) -> None:
         """Append to train_log.txt, floats in full precision."""
@@ -95,7 +118,11 @@ class TextLogs:
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self.metrics.write(json.dumps(plain))
 
+    def reply_line(self, step: int, reply: Reply) -> None:
+        """Append a prompt and its reply to sample_replies.txt."""
+        self.replies.write(f"step {step}: {printable(reply.prompt)} -> {printable(reply.reply)}")
+
     def close(self) -> None:
         """Close the files."""
-        for file in (self.train, self.evaluation, self.metrics):
+        for file in (self.train, self.evaluation, self.metrics, self.replies):
             file.close()

@@ -1,97 +1,222 @@
-"""wandb on rank 0: online with a key, offline without, and never in the way of training."""
+"""wandb on rank 0: in a thread of its own, so that a server that is down or hangs holds up nobody."""
 
-import netrc
+import contextlib
+import json
 import os
+import queue
+import random
+import string
 import sys
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlparse
+from typing import Any
 
-Mode = Literal["auto", "online", "offline", "disabled"]
+import psutil
+
+from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.logs.record import Record
+from dialogpt_ds.logs.text_logs import METRICS
+from dialogpt_ds.logs.wandb_mode import choose_mode, server
+
+ANSWER_SECONDS = 10.0
+"""A server that says nothing for so long is down."""
+INIT_SECONDS = 60.0
+MOST_WAITING = 10_000
+"""Records that wait for a server that is slow to begin; more would fill the memory."""
+FOLDER = "wandb"
+"""wandb's own, in output_dir."""
 
 
-def choose_mode(asked: Mode) -> str:
-    """Return the mode that holds: the flag over WANDB_MODE; without both, online where there is a key, else offline."""
-    if asked != "auto":
-        return asked
-    stated = os.environ.get("WANDB_MODE", "")
-    if stated:
-        return stated
-    return "online" if _has_key() else "offline"
-
-
-def _has_key() -> bool:
-    """Look for a key where wandb looks: the environment, then the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+class WandbError(Exception):
+    """wandb can't go on; the message is wandb's own."""
 
 
 class WandbRun:
-    """A run that takes metrics until wandb fails, which is said once."""
+    """A run that takes metrics until wandb fails. Nothing in it waits, but `finish`, and that for a bounded time."""
 
-    def __init__(
-        self,
-        *,
-        mode: Mode,
-        project: str,
-        name: str,
-        tags: list[str],
-        folder: Path,
-        config: dict[str, Any],
-        run_id: str | None,
-    ) -> None:
-        self.run: Any = None
-        self.mode = choose_mode(mode)
+    name = "wandb"
+
+    def __init__(self, arguments: TrainingArguments, output_dir: Path, facts: dict[str, Any], run_id: str | None) -> None:
+        """Start the run; `run_id` is that of the checkpoint that is gone on from, `facts` is what wandb shows as its configuration."""
+        self.mode, self.why = choose_mode(arguments.wandb_mode)
+        self.run_id = run_id or (None if self.mode == "disabled" else new_id())
+        self._arguments, self._folder, self._facts = arguments, output_dir, facts
+        self._records: queue.Queue[Record | None] = queue.Queue(MOST_WAITING)
+        self._failure: Exception | None = None
+        self._ending: tuple[int, Path | None] = (0, None)
+        self._run_folder: Path | None = None
+        self._thread: threading.Thread | None = None
         if self.mode == "disabled":
             return
+        # At exit it would wait for a server that hangs, to report on itself.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        output_dir.mkdir(parents=True, exist_ok=True)
         try:
-            import wandb
-
-            folder.mkdir(parents=True, exist_ok=True)
-            self.run = wandb.init(
-                project=project, name=name, tags=tags or None, dir=str(folder), config=config, mode=self.mode,  # type: ignore[arg-type]
-                id=run_id, resume="allow" if run_id else None, settings=wandb.Settings(silent=True, init_timeout=60),
-            )  # fmt: skip
-            # Our own step is the axis, so that wandb's never refuses a point after a resume.
-            self.run.define_metric("step")
-            self.run.define_metric("*", step_metric="step")
-        except Exception as error:  # whatever wandb raises, the run goes on without it
-            self._give_up(error)
+            import wandb  # noqa: F401 (here, since a loader that is forked during an import could wait for its lock for ever)
+        except Exception as error:  # of whatever it imports
+            self._failure = error
+            return
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
 
     @property
-    def run_id(self) -> str | None:
-        """Id to resume the same wandb run with."""
-        return self.run.id if self.run is not None else None
+    def mode_text(self) -> str:
+        """What the start-up table says."""
+        if self.mode == "disabled":
+            return "off"
+        where = f"project {self._arguments.wandb_project}, run {self.run_id}"
+        return f"{self.mode}{f' ({self.why})' if self.why else ''}, {where}"
 
-    def log(self, values: dict[str, Any]) -> None:
-        """Send one step's metrics."""
-        if self.run is None:
+    def take(self, record: Record) -> None:
+        """Hand a record to the thread; raises WandbError where that has failed."""
+        if self.mode == "disabled":
             return
+        if self._failure is not None:
+            raise WandbError(str(self._failure)) from self._failure
         try:
-            self.run.log(values)
-        except Exception as error:  # see above
-            self._give_up(error)
+            self._records.put_nowait(record)
+        except queue.Full as error:
+            raise WandbError(f"{server()} takes nothing, and {MOST_WAITING:,} records wait for it") from error
 
-    def finish(self) -> str | None:
-        """End the run; returns the command that uploads an offline run."""
-        if self.run is None:
-            return None
-        folder = Path(self.run.dir).parent
+    def close(self) -> None:
+        """Nothing: see `finish`."""
+
+    def finish(self, exit_code: int, seconds: float, model: Path | None) -> list[str]:
+        """End the run; returns what is left for a person to do.
+
+        Args:
+            exit_code: of this run.
+            seconds: longest wait for the server.
+            model: exported folder, to be an artifact with the table of evaluations; None for none.
+        """
+        if self._thread is None:
+            return []
+        self._ending = (exit_code, model)
+        with contextlib.suppress(queue.Full):
+            self._records.put_nowait(None)
+        self._thread.join(seconds)
+        late = self._thread.is_alive()
+        if late:
+            end_service()
+        what = f"wandb sync {self._folder / FOLDER}/*run-*-{self.run_id}"
+        look = f"wandb leet {self._folder / FOLDER}"
+        if late:
+            return [f"wandb: {server()} did not take everything in {seconds:.0f} s; the rest, when it does: {what}"]
+        if self._failure is not None:
+            kept = f"; what it had is in {self._run_folder}: {what}" if self._run_folder else ""
+            return [f"wandb failed: {self._failure}{kept}"]
+        return [f"wandb: look at it with {look}; upload it with {what}"] if self.mode == "offline" else []
+
+    def _work(self) -> None:
+        """What the thread does: from wandb's start to its end."""
         try:
-            self.run.finish()
-        except Exception as error:  # see above
-            self._give_up(error)
-            return None
-        return f"wandb sync {folder}" if self.mode == "offline" else None
+            run = self._start()
+            while (record := self._records.get()) is not None:
+                run.log(self._row(record))
+            exit_code, model = self._ending
+            if model is not None:
+                self._log_artifacts(run, model)
+            run.finish(exit_code=exit_code)
+        except Exception as error:  # whatever wandb raises, the run goes on without it
+            _quiet_teardown()
+            self._failure = error
 
-    def _give_up(self, error: Exception) -> None:
-        # A launcher that ends a run ends wandb's process with it; wandb would say so once more, with a traceback, when Python ends.
-        usual = sys.unraisablehook
-        sys.unraisablehook = lambda about: None if "teardown_atexit" in repr(about.object) else usual(about)
-        print(f"warning: wandb failed and is left out from here on: {error!r}", file=sys.stderr, flush=True)
-        self.run = None
+    def _start(self) -> Any:
+        """Return wandb's run: online where its server answers, else offline."""
+        if self.mode == "online" and not answers(server()):
+            self._go_offline(f"{server()} does not answer")
+        try:
+            run = self._init()
+        except Exception as error:
+            if self.mode != "online":
+                raise
+            self._go_offline(f"{server()}: {str(error).splitlines()[0]}")
+            end_service()  # in it the id is taken
+            run = self._init()
+        self._run_folder = Path(run.dir).parent
+        # Our own step is the axis, so that wandb's never refuses a point after a resume.
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        return run
+
+    def _go_offline(self, why: str) -> None:
+        self.mode, self.why = "offline", why
+        print(f"warning: wandb is offline in this run: {why}", file=sys.stderr, flush=True)
+
+    def _init(self) -> Any:
+        import wandb
+
+        a = self._arguments
+        settings = wandb.Settings(
+            silent=True, init_timeout=INIT_SECONDS, disable_git=True, disable_code=True, x_save_requirements=False,
+        )  # fmt: skip
+        mode: Any = self.mode
+        return wandb.init(
+            project=a.wandb_project, entity=a.wandb_entity or None, name=a.wandb_run_name or self._folder.name,
+            tags=a.wandb_tags or None, group=a.wandb_group or None, job_type=a.wandb_job_type or None, dir=str(self._folder),
+            config=self._facts, mode=mode, id=self.run_id, resume="allow", settings=settings,
+        )  # fmt: skip
+
+    def _row(self, record: Record) -> dict[str, Any]:
+        if not record.replies:
+            return record.values
+        import wandb
+
+        step = record.values["step"]
+        table = wandb.Table(columns=["step", "prompt", "reply"], data=[[step, *reply] for reply in record.replies])
+        return record.values | {"sample_replies": table}
+
+    def _log_artifacts(self, run: Any, model: Path) -> None:
+        import wandb
+
+        folder = wandb.Artifact(f"model-{self.run_id}", type="model", description=f"{model.parent.name}, exported at its last step")
+        folder.add_dir(str(model))
+        run.log_artifact(folder)
+        columns, rows = evaluations_in(Path(self._arguments.log_dir or self._folder).expanduser() / METRICS)
+        evaluations = wandb.Artifact(f"evaluations-{self.run_id}", type="evaluation")
+        evaluations.add(wandb.Table(columns=columns, data=rows), "evaluations")
+        run.log_artifact(evaluations)
+
+
+def evaluations_in(metrics: Path) -> tuple[list[str | int], list[list[Any]]]:
+    """Return the columns and rows of all evaluations in a metrics.jsonl."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if '"eval_loss"' in line]
+    columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
+    return columns, [[row.get(name) for name in columns] for row in rows]
+
+
+def new_id() -> str:
+    """Return an id for a run: 8 letters and digits, whatever the seed of training."""
+    return "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
+
+
+def answers(address: str) -> bool:
+    """Return whether something at an address says anything."""
+    try:
+        with urllib.request.urlopen(address, timeout=ANSWER_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def end_service() -> None:
+    """End wandb's own process, which would keep this one waiting for a server that hangs. What it took is on the disk by then."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "wandb-core" in child.name():
+                child.kill()
+    _quiet_teardown()
+    with contextlib.suppress(Exception):
+        import wandb
+
+        wandb.teardown()
+
+
+def _quiet_teardown() -> None:
+    """Keep wandb from saying with a traceback, when Python ends, that its process is gone."""
+    usual = sys.unraisablehook
+    sys.unraisablehook = lambda about: None if "teardown_atexit" in repr(about.object) else usual(about)

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dialogpt_ds.model.probe import head_is_linear, takes
-from dialogpt_ds.order.batches import IGNORED_LABEL, MicroBatch
+from dialogpt_ds.order.batches import IGNORED_LABEL, TURN_GROUPS, MicroBatch
 
 CHUNK_TARGETS = 256
 """Targets whose logits are there at a time with a chunked head; a multiple of TARGETS_MULTIPLE."""
@@ -24,6 +24,7 @@ def to_tensors(micro_batch: MicroBatch, device: torch.device | str, turn_ids: bo
         "target_places": micro_batch.target_places,
         "labels": micro_batch.labels,
         "weights": micro_batch.weights,
+        "turn_groups": micro_batch.turn_groups,
     }
     if turn_ids:
         arrays["token_type_ids"] = micro_batch.turn_ids
@@ -56,9 +57,12 @@ class TargetLoss(nn.Module):
         target_places: torch.Tensor,
         labels: torch.Tensor,
         weights: torch.Tensor,
+        turn_groups: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (sum of weight * nll, sum of nll without weights), fp32 scalars in nats; the second carries no gradient.
+        """Return the sum of weight * nll, a scalar, and sums by group of turns, [2, TURN_GROUPS]: of weight * nll, and of nll.
+
+        All are fp32, in nats; the second tensor carries no gradient.
 
         Args:
             input_ids: [rows, row_length].
@@ -66,6 +70,7 @@ class TargetLoss(nn.Module):
             target_places: [targets], places in the flattened rows whose output predicts a target.
             labels: [targets], IGNORED_LABEL where there is none.
             weights: [targets], 0 where there is none.
+            turn_groups: [targets], which of TURN_GROUPS each belongs to.
             token_type_ids: [rows, row_length] or None.
         """
         # attention_mask=None and use_cache=False together with restarting positions: any other combination lets the
@@ -83,7 +88,9 @@ class TargetLoss(nn.Module):
             nll = self._nll_of_hidden(hidden.flatten(0, 1)[target_places], labels)
         else:
             nll = _nll(self.model(**inputs).logits.flatten(0, 1)[target_places], labels)
-        return (nll * weights).sum(), nll.detach().sum()
+        weighted = nll * weights
+        members = functional.one_hot(turn_groups, len(TURN_GROUPS)).to(nll.dtype)
+        return weighted.sum(), torch.stack([weighted.detach(), nll.detach()]) @ members
 
     def _nll_of_hidden(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return each target's negative log-likelihood, [targets] fp32, from the states that predict them, [targets, width]."""

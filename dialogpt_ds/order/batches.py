@@ -12,6 +12,8 @@ from dialogpt_ds.order.stream import Rows, Segment
 IGNORED_LABEL = -100
 TARGETS_MULTIPLE = 128
 """The number of targets of a micro-batch is padded to a multiple of this, so that shapes repeat."""
+TURN_GROUPS = ("turn_2", "turn_3", "turn_4_plus")
+"""Groups of targets by the number of their turn in its example, from 1; a first turn is never a target."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,8 @@ class MicroBatch:
     """[targets] int64, the target ids; IGNORED_LABEL beyond the real ones."""
     weights: np.ndarray
     """[targets] float32, each target's weight; 0 beyond the real ones."""
+    turn_groups: np.ndarray
+    """[targets] int64, which of TURN_GROUPS each target belongs to; 0 beyond the real ones."""
 
     def pin_memory(self) -> "MicroBatch":
         """Return the same in page-locked memory, from which a GPU copies while it computes; the arrays are torch tensors then."""
@@ -173,7 +177,9 @@ def _with_targets(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], weights: np
     places = np.zeros(padded, np.int64)
     labels = np.full(padded, IGNORED_LABEL, np.int64)
     target_weights = np.zeros(padded, np.float32)
+    turn_groups = np.zeros(padded, np.int64)
     places[: len(targets)] = targets - 1
     labels[: len(targets)] = input_ids.ravel()[targets]
     target_weights[: len(targets)] = weights.ravel()[targets]
-    return MicroBatch(input_ids, position_ids, turn_ids, places, labels, target_weights)
+    turn_groups[: len(targets)] = np.clip(turn_ids.ravel()[targets], 1, len(TURN_GROUPS)) - 1
+    return MicroBatch(input_ids, position_ids, turn_ids, places, labels, target_weights, turn_groups)

@@ -1,5 +1,6 @@
-"""Generating a reply: the prompt is encoded exactly as training encodes a conversation."""
+"""Generating replies: the prompt is encoded exactly as training encodes a conversation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,9 @@ import torch
 from dialogpt_ds.commandline import existing_folder
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.tokenization import find_tokenizer, make_encoder
+
+TURN_SEPARATOR = " EOS "
+"""Between the turns of a prompt with several, as in DialoGPT's files."""
 
 
 def load_model(folder: str) -> tuple[Any, Any]:
@@ -25,21 +29,64 @@ def load_model(folder: str) -> tuple[Any, Any]:
     return model.eval(), find_tokenizer(folder)
 
 
-def reply(model: Any, tokenizer: Any, turns: list[str], seed: int, max_new_tokens: int = 40) -> str:
-    """Return the model's answer to the last of `turns`, sampled (nucleus 0.9; Holtzman et al. 2020).
+def turns_of(prompt: str) -> list[str]:
+    """Return the turns of a prompt."""
+    return [turn.strip() for turn in prompt.split(TURN_SEPARATOR)]
+
+
+def replies(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Sequence[str]],
+    seed: int,
+    max_new_tokens: int = 40,
+    in_step: bool = False,
+) -> list[str]:
+    """Return the model's answer to the last turn of each conversation, sampled (nucleus 0.9; Holtzman et al. 2020).
 
     The prompt is each turn followed by EOS, as in training; the answer ends at its EOS. Where the prompt and the answer don't fit into
-    the model's positions, the oldest tokens of the prompt go.
+    the model's positions, the oldest tokens of the prompt go. All are generated as one batch; random numbers of others are left alone.
+
+    Args:
+        model: a causal language model of transformers, in whatever mode and precision.
+        tokenizer: of it.
+        conversations: turns, the newest last.
+        seed: of the sampling.
+        max_new_tokens: longest answer.
+        in_step: ranks go on together until the last has all its answers, as ZeRO-3 needs it. Then collective: every rank must call.
     """
     encode = make_encoder(tokenizer)
-    ids = [token for turn in turns for token in [*encode(turn), tokenizer.eos_token_id]]
+    prompts = [[token for turn in turns for token in [*encode(turn), tokenizer.eos_token_id]] for turns in conversations]
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit:
-        ids = ids[-(limit - max_new_tokens) :]
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        output = model.generate(
-            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=True, top_p=0.9,
-            max_new_tokens=max_new_tokens, pad_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-    return tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
+        prompts = [ids[-max(limit - max_new_tokens, 1) :] for ids in prompts]
+    device = next(model.parameters()).device
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), tokenizer.eos_token_id, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):  # padded on the left, so that all answers begin at one place
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, longest - len(prompt) :] = 1
+    was_training = model.training
+    model.eval()
+    try:
+        # A compiled model would be compiled anew for every length.
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            torch.manual_seed(seed)
+            output = model.generate(
+                ids, attention_mask=mask, do_sample=True, top_p=0.9, max_new_tokens=max_new_tokens,
+                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, synced_gpus=in_step,
+                remove_invalid_values=True,  # logits that fp16 can't hold would end a long run here
+            )  # fmt: skip
+    finally:
+        model.train(was_training)
+    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in output[:, longest:]]
+
+
+def reply(model: Any, tokenizer: Any, turns: list[str], seed: int, max_new_tokens: int = 40) -> str:
+    """Return the model's answer to the last of `turns`, as `replies` does."""
+    return replies(model, tokenizer, [turns], seed, max_new_tokens)[0]

@@ -1,11 +1,13 @@
 """Reading blocks at random from the tars, by the offsets of the index, memory-mapped and checked."""
 
+import json
 import mmap
 import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from dialogpt_ds.shards.blocks import MEMBERS, SMALL_MEMBERS, Block, Shape, arra
 from dialogpt_ds.shards.cache import CacheSettings, LostShardError, ShardCache
 from dialogpt_ds.shards.manifest import MANIFEST, Index, Manifest, parse_manifest, read_index, read_manifest
 from dialogpt_ds.shards.remote import FetchError, address, is_remote, read_small
+from dialogpt_ds.shards.report import REPORT
 
 OPEN_SHARDS = 16
 """Shards that stay mapped at once; a window draws from a few."""
@@ -73,6 +76,14 @@ class ShardDirectory:
         except OSError as error:
             raise UserError(f"--cache_dir {str(settings.folder)!r} can't be written to: {error}") from error
         return cls(url, cache.folder, manifest, read_index(cache.folder, manifest), cache)
+
+    def report(self) -> dict[str, Any] | None:
+        """Return what making the shards reported; None where that can't be read."""
+        try:
+            text = (self.folder / REPORT).read_bytes() if self.cache is None else read_small(self.name, REPORT)
+            return dict(json.loads(text))
+        except (OSError, FetchError, ValueError, TypeError):
+            return None
 
     @property
     def token_dtype(self) -> np.dtype:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from dialogpt_ds.commandline import make_folder, parse, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.errors import EXIT_DONE
+from dialogpt_ds.logs.rank_output import mark_lines_of
+from dialogpt_ds.logs.tensorboard import require_tensorboard
 from dialogpt_ds.training.requirements import check_requirements
 from dialogpt_ds.training.world import World, check_world, prepare_cpu, prepare_environment, world_from_environment
 
@@ -21,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit code."""
     world = world_from_environment()
     prepare_environment(world)
+    mark_lines_of(world)
     return run_command(lambda: _train(argv, world), world.is_first)
 
 
@@ -41,6 +44,8 @@ def _train(argv: list[str] | None, world: World) -> int:
             show(settings)
         return EXIT_DONE
     warning = check_requirements(settings.precision, settings.deepspeed)
+    if arguments.tensorboard:
+        require_tensorboard()
     from dialogpt_ds.export.folder import FOLDER, exported_step
     from dialogpt_ds.training.resume import first_look, lock_output
     from dialogpt_ds.training.run import train

@@ -222,8 +222,8 @@ def _losses_of_rows(
         with torch.no_grad():
             for row, batch, places in batches:
                 beat(f"looking at row {row} of the step that diverged")
-                _, nll = engine(**to_tensors(batch, device, turn_ids))
-                mine.append(RowLoss(row, float(nll) / max(int((batch.labels >= 0).sum()), 1), places))
+                _, by_turn = engine(**to_tensors(batch, device, turn_ids))
+                mine.append(RowLoss(row, float(by_turn[1].sum()) / max(int((batch.labels >= 0).sum()), 1), places))
     finally:
         engine.train(was_training)
     return [found for theirs in all_gathered(mine) for found in theirs]

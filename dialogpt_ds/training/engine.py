@@ -1,17 +1,18 @@
 """Building the DeepSpeed engine, and one optimizer step with it."""
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from dialogpt_ds.model.loss import TargetLoss, to_tensors
-from dialogpt_ds.order.batches import RankStep
+from dialogpt_ds.order.batches import TURN_GROUPS, RankStep
 from dialogpt_ds.training.schedule import rate
 from dialogpt_ds.training.settings import Settings
+from dialogpt_ds.training.step_clock import StepClock
 
 
 def start_engine(settings: Settings, model: Any) -> Any:
@@ -128,48 +129,56 @@ class StepResult:
     applied: bool
     """False where the loss scaler skipped the update."""
     seconds: dict[str, float]
-    """forward, backward, optimizer: this rank's wall clock; on a GPU, the time to queue the work."""
-    wishes: list[float]
-    """Sums over all ranks of what each wished for."""
+    """forward, backward, optimizer: of this rank."""
+    told: list[float]
+    """Sums over all ranks of what each told."""
+    turn_losses: dict[str, float] = field(default_factory=dict)
+    """The loss over the targets of each of TURN_GROUPS that the step has."""
 
 
 def train_step(
-    engine: Any, step: RankStep, device: torch.device, turn_ids: bool, wishes: Callable[[], list[float]] = list
+    engine: Any, step: RankStep, device: torch.device, turn_ids: bool, tell: Callable[[], list[float]] = list
 ) -> StepResult:
     """Run the micro-batches of one optimizer step and update. Collective: every rank must call.
 
-    `wishes` is asked after the update; what the ranks say is summed in the one reduction that the loss needs anyway.
+    `tell` is asked after the update; what the ranks say is summed in the one reduction that the loss needs anyway. The device is waited
+    for once, when the sums are read.
 
     The loss of the step is sum(w * nll) / W over all ranks and micro-batches. DeepSpeed divides gradients by the number of
     micro-batches and averages them over ranks, so each micro-batch's sum is scaled by accumulation * ranks / W: that
     undoes both, and gives every target the weight it would have in one large batch.
     """
-    seconds = dict.fromkeys(("forward", "backward", "optimizer"), 0.0)
+    clock, groups = StepClock(device), len(TURN_GROUPS)
     world_size = torch.distributed.get_world_size()
     scale = len(step.micro_batches) * world_size / step.weight_sum
+    by_turn = torch.zeros(groups, dtype=torch.float32, device=device)
     total = torch.zeros((), dtype=torch.float32, device=device)
-
-    def timed(name: str, work: Callable[..., Any], *positional: Any, **named: Any) -> Any:
-        started = time.perf_counter()
-        result = work(*positional, **named)
-        seconds[name] += time.perf_counter() - started
-        return result
-
+    weights = np.zeros(groups)
     missing = missing_loss_scale(engine)
     for micro_batch in step.micro_batches:
-        weighted, _ = timed("forward", engine, **to_tensors(micro_batch, device, turn_ids))
+        weighted, sums = clock.timed("forward", engine, **to_tensors(micro_batch, device, turn_ids))
         total += weighted.detach()
-        timed("backward", engine.backward, weighted * (scale * missing))
-        timed("optimizer", engine.step)
-    told = torch.cat([total.view(1), torch.tensor(wishes(), dtype=torch.float32, device=device)])
-    torch.distributed.all_reduce(told)
-    loss, *sums = told.tolist()
+        by_turn += sums[0]
+        weights += np.bincount(micro_batch.turn_groups, micro_batch.weights, minlength=groups)
+        clock.timed("backward", engine.backward, weighted * (scale * missing))
+        clock.timed("optimizer", engine.step)
+    mine = torch.tensor([*weights, *tell()], dtype=torch.float32, device=device)
+    together = torch.cat([total.view(1), by_turn, mine])
+    torch.distributed.all_reduce(together)
+    norm = engine.get_global_grad_norm()
+    if torch.is_tensor(norm):
+        together = torch.cat([together, norm.to(together).view(1)])
+    loss, *found = together.tolist()
+    if torch.is_tensor(norm):
+        norm = found.pop()
+    turn_losses, turn_weights = found[:groups], found[groups : 2 * groups]
     return StepResult(
         loss=loss / step.weight_sum,
-        grad_norm=_number(engine.get_global_grad_norm(), missing if hasattr(engine.optimizer, "fp32_groups") else 1.0),
+        grad_norm=_number(norm, missing if hasattr(engine.optimizer, "fp32_groups") else 1.0),
         applied=bool(engine.was_step_applied()),
-        seconds=seconds,
-        wishes=sums,
+        seconds=clock.seconds(),
+        told=found[2 * groups :],
+        turn_losses={n: s / w for n, s, w in zip(TURN_GROUPS, turn_losses, turn_weights, strict=True) if w > 0},
     )
 
 
@@ -183,8 +192,8 @@ def missing_loss_scale(engine: Any) -> float:
     return float(scaling.cur_scale) if scaling is not None and scaling.use_grad_scaling else 1.0
 
 
-def _number(value: Any, scale: float = 1.0) -> float | None:
-    """Return a norm as a plain number; DeepSpeed gives a tensor, a float, or nothing, and -1 for an overflow.
+def _number(value: float | None, scale: float = 1.0) -> float | None:
+    """Return a norm as it is meant; DeepSpeed gives -1 for an overflow, or nothing.
 
     Its ZeRO-0 optimizer with one tensor per parameter gives the norm of scaled gradients.
     """

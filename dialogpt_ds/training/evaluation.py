@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.model.loss import to_tensors
-from dialogpt_ds.order.batches import make_micro_batch, padding_rows
+from dialogpt_ds.order.batches import TURN_GROUPS, make_micro_batch, padding_rows
 from dialogpt_ds.order.stream import Rows, RowStream
 from dialogpt_ds.training.agreement import all_reports
 from dialogpt_ds.training.progress_state import perplexity
@@ -22,6 +23,8 @@ class Evaluation:
     loss: float
     """Mean negative log-likelihood of a target token, nats; every target counts 1, whatever its weight."""
     num_targets: int
+    turn_losses: dict[str, float]
+    """The same for each of TURN_GROUPS that has targets."""
 
     @property
     def perplexity(self) -> float:
@@ -46,7 +49,9 @@ def evaluate(
     Raises:
         RunError: on every rank, where one can't read a block; a figure without it could not be compared with the others.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    groups = len(TURN_GROUPS)
+    sums = torch.zeros(2, groups, dtype=torch.float64, device=device)
+    """Of nll, and of targets, by group."""
     was_training = engine.training
     engine.eval()
     try:
@@ -66,13 +71,15 @@ def evaluate(
                     )
                     if _any_rank(asked_to_stop(), device):
                         return None
-                    _, nll = engine(**to_tensors(batch, device, turn_ids))
-                    sums += torch.stack([nll.double(), torch.as_tensor(batch.labels >= 0, device=device).sum().double()])
+                    _, by_turn = engine(**to_tensors(batch, device, turn_ids))
+                    counts = np.bincount(batch.turn_groups[batch.labels >= 0], minlength=groups)
+                    sums += torch.stack([by_turn[1].double(), torch.as_tensor(counts, device=device).double()])
     finally:
         engine.train(was_training)
     torch.distributed.all_reduce(sums)
-    nll_sum, count = sums.tolist()
-    return Evaluation(nll_sum / count, int(count))
+    nll, counts = sums.tolist()
+    by_group = zip(TURN_GROUPS, nll, counts, strict=True)
+    return Evaluation(sum(nll) / sum(counts), int(sum(counts)), {name: total / n for name, total, n in by_group if n})
 
 
 def _any_rank(mine: bool, device: Any) -> bool:

@@ -21,12 +21,17 @@ from dialogpt_ds.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, UserError
 from dialogpt_ds.export.card import model_card
 from dialogpt_ds.export.folder import FOLDER, gather_weights, probe, write_export
 from dialogpt_ds.files import replace_text
+from dialogpt_ds.logs.record import Reply
 from dialogpt_ds.logs.recorder import Recorder, step_values
+from dialogpt_ds.logs.run_facts import run_facts
 from dialogpt_ds.logs.start_table import start_table
+from dialogpt_ds.logs.summary import RunClock, end_summary
+from dialogpt_ds.model.arithmetic import arithmetic_of, peak_of
 from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.order.stream import RowStream
-from dialogpt_ds.training.agreement import all_reports
+from dialogpt_ds.redaction import without_secrets
+from dialogpt_ds.training.agreement import all_gathered, all_reports
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.divergence import Diverged, DivergenceWatch, Scale, report
 from dialogpt_ds.training.engine import (
@@ -39,16 +44,19 @@ from dialogpt_ds.training.engine import (
     train_step,
 )
 from dialogpt_ds.training.evaluation import evaluate
+from dialogpt_ds.training.gauges import largest, told_by_this_rank
 from dialogpt_ds.training.hang import HangWatch
-from dialogpt_ds.training.memory import peak_of_this_process
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.resume import position_to_go_on_from
+from dialogpt_ds.training.samples import Sampler
 from dialogpt_ds.training.saver import Saver
 from dialogpt_ds.training.settings import Settings, model_of
 from dialogpt_ds.training.start import Beginning, begin
 from dialogpt_ds.training.stopping import REASONS, StopRequests, exit_code_of
 from dialogpt_ds.training.world import join_world, leave_world
 
+FINISH_SECONDS, STOP_SECONDS, UPLOAD_SECONDS = 60.0, 10.0, 3_600.0
+"""Longest wait for wandb's server: at the end of a run, where the run was stopped or failed, and with a model to upload."""
 LOST_CONTACT = (
     "closed by peer",
     "Connection reset",
@@ -70,6 +78,9 @@ class TrainingRun:
         self.world = settings.world
         self.turn_ids = not self.arguments.no_token_id
         self.num_parameters = sum(p.numel() for p in model.parameters())
+        self.arithmetic = arithmetic_of(model)
+        self.peak = peak_of(device, settings.precision)
+        self.all_peaks = sum(peak.operations_per_second for peak in all_gathered(self.peak))
         beginning = begin(settings, watch, device)
         self.notes = beginning.notes
         watch.beat("starting the engine")
@@ -79,6 +90,10 @@ class TrainingRun:
         self.saver = Saver(settings, self.engine, watch, self.state.global_step if beginning.choice else None)
         self.data = TrainingData(settings, position, self.device)
         self.divergence = DivergenceWatch(settings, self.state)
+        self.sampler = Sampler(settings, self.engine)
+        self.clock = RunClock(self.state)
+        self.last_words = ""
+        self.exported: Path | None = None
         self.recorder: Recorder | None = None
 
     def _take_up(self, beginning: Beginning) -> MixturePosition:
@@ -122,12 +137,12 @@ class TrainingRun:
 
     def _start_logs(self) -> None:
         settings, state = self.settings, self.state
-        self.recorder = Recorder(settings, state)
-        state.wandb_id = self.recorder.wandb.run_id
-        text = yaml.safe_dump(settings.what_runs(), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(without_secrets(settings.what_runs()), sort_keys=False, allow_unicode=True)
         replace_text(settings.output_dir / "run_config.yaml", text)
-        replace_text(settings.output_dir / "ds_config.json", json.dumps(settings.deepspeed, indent=2) + "\n")
-        self.recorder.say(start_table(settings, self.num_parameters, self.recorder.wandb.mode, state.global_step))
+        replace_text(settings.output_dir / "ds_config.json", json.dumps(without_secrets(settings.deepspeed), indent=2) + "\n")
+        self.recorder = Recorder(settings, state, run_facts(settings, self.num_parameters, self.peak))
+        state.wandb_id = self.recorder.wandb.run_id
+        self.recorder.say(start_table(settings, self.num_parameters, self.recorder.wandb.mode_text, state.global_step, self.peak))
         for note in self.notes:
             self.recorder.say(note)
         folder = self.saver.folder
@@ -175,16 +190,17 @@ class TrainingRun:
             torch.manual_seed(hash((self.arguments.seed, self.state.global_step, self.world.rank)))
         self.watch.beat(f"computing step {self.state.global_step + 1}")
         scale = loss_scale(self.engine)
-        result = train_step(self.engine, step, self.device, self.turn_ids, self._wishes)
+        result = train_step(self.engine, step, self.device, self.turn_ids, self._tell)
         seconds = time.perf_counter() - started
         self.state.add_step(step, result.loss, seconds, self.settings.row_length)
         self._judge(step, result, rate, seconds, before, Scale(scale, loss_scale(self.engine), lowest_loss_scale(self.engine)))
-        *reasons, clock_wants_one = result.wishes
-        return _first_reason(reasons), clock_wants_one > 0
+        return _first_reason(result.told[: len(REASONS)]), result.told[len(REASONS)] > 0
 
-    def _wishes(self) -> list[float]:
-        """Return what this rank wishes for: reasons to stop, and (of rank 0's clock) a checkpoint."""
-        return [*self.requests.vector(), float(self.world.is_first and self.saver.clock_wants_one())]
+    def _tell(self) -> list[float]:
+        """Return what this rank tells the others: reasons to stop, (rank 0) whether the clock wants a checkpoint, and its gauges."""
+        wants_checkpoint = self.world.is_first and self.saver.clock_wants_one()
+        gauges = told_by_this_rank(self.world, self.device, self.data.seconds_waited)
+        return [*self.requests.vector(), float(wants_checkpoint), *gauges]
 
     def _judge(
         self, step: RankStep, result: StepResult, rate: float, seconds: float, before: MixturePosition, scale: Scale
@@ -201,22 +217,19 @@ class TrainingRun:
 
     def _record(self, step: RankStep, result: StepResult, rate: float, seconds: float) -> None:
         assert self.recorder is not None
+        length = self.settings.row_length
         facts = {
             "lr": rate,
             "loss_scale": loss_scale(self.engine),
             "skipped_steps": self.engine.skipped_steps,
-            "epoch": step.fractional_epoch,
-            "source_epochs": step.source_epochs,
-            "rows": step.num_rows,
-            "tokens": step.num_tokens,
-            "targets": step.num_targets,
-            "loss_spikes": self.state.loss_spikes,
-            "peak_memory": peak_of_this_process(self.device),
+            "padding_share": 1.0 - step.num_tokens / (step.num_rows * length),
             "skipped_blocks": self.data.num_skipped_blocks,
             "skipped_examples": self.data.num_skipped_examples,
+            "seconds_per_step": seconds,
+            **largest(result.told[len(REASONS) + 1 :]),
         }
-        values = step_values(result, self.state, facts, seconds, self.data.seconds_waited, self.settings.row_length)
-        self.recorder.step(values, self.state)
+        operations = self.arithmetic.operations(step.num_tokens, step.num_targets, length)
+        self.recorder.step(step_values(result, step, self.state, facts, operations / self.all_peaks), self.state)
 
     def _evaluate(self) -> tuple[bool, str | None]:
         """Evaluate; returns whether it is the best so far, and why it was broken off."""
@@ -235,9 +248,21 @@ class TrainingRun:
         if improved:
             state.best_eval_loss, state.best_step = result.loss, state.global_step
         state.evaluated_step, state.last_eval_loss = state.global_step, result.loss
+        replies, seconds_replies = self._sample()
         if self.recorder is not None:
-            self.recorder.evaluation(result, seconds, state)
+            self.recorder.evaluation(result, seconds, replies, seconds_replies, state)
         return improved, None
+
+    def _sample(self) -> tuple[list[Reply], float]:
+        """Return the replies to the sample prompts (rank 0's), and how long they took (seconds)."""
+        started = time.perf_counter()
+        self.watch.beat(f"replying to the sample prompts at step {self.state.global_step}")
+        replies, warning = self.sampler.replies()
+        if warning and self.recorder is not None:
+            self.recorder.say(warning)
+        seconds = time.perf_counter() - started
+        self.state.epoch_seconds += seconds
+        return replies, seconds
 
     def _asked_to_stop(self) -> bool:
         self.watch.beat(f"evaluating at step {self.state.global_step}")
@@ -265,38 +290,44 @@ class TrainingRun:
         """End a run that was asked to stop; returns the exit code."""
         self.requests.carry_out()
         step = self.state.global_step
-        if self.recorder is not None:
-            self.recorder.close()
         if self.saver.saved_step != step:
             raise RunError(
                 f"stopped by {reason} after step {step:,}, which could not be saved; the last complete checkpoint is kept"
             )
-        if self.world.is_first:
-            print(
-                f"stopped by {reason}: step {step:,} of {self.arguments.num_optim_steps:,} is saved in {self.saver.folder.path(step)}; "
-                "the same command goes on from it",
-                flush=True,
-            )
+        self.last_words = (
+            f"stopped by {reason}: step {step:,} of {self.arguments.num_optim_steps:,} is saved in {self.saver.folder.path(step)}; "
+            "the same command goes on from it"
+        )
         return exit_code_of(reason)
 
     def _finish(self) -> None:
-        """Export, close the logs, and say where everything is."""
+        """Export the model, and put together where everything is."""
         self.watch.beat("exporting the model")
-        target = self._export()
+        self.exported = self._export()
         step = self.state.global_step
-        if self.recorder is not None:
-            sync = self.recorder.close()
-            best = self.state.best_eval_loss
-            print(f"done: {step:,} steps, {self.state.tokens_seen:,} tokens, {self.state.rows_seen:,} rows")
-            if best is not None:
-                print(f"best evaluation: loss {best:.4f}, perplexity {math.exp(best):,.2f} at step {self.state.best_step:,}")
-            print(f"model: {target}\nlogs: {self.settings.log_dir}\ncheckpoints: {self.saver.folder.root}")
-            if sync:
-                print(f"upload to wandb: {sync}")
+        warnings = {
+            "updates left out": self.engine.skipped_steps,
+            "loss spikes": self.state.loss_spikes,
+            "failed saves": self.saver.num_failed,
+            "blocks that can't be read": self.data.num_skipped_blocks,
+        }
+        places = {"model": self.exported, "checkpoint": self.saver.folder.path(self.saver.saved_step or 0)}
+        self.last_words = end_summary(self.settings, self.state, self.clock.line(self.state), warnings, places)
         if self.saver.saved_step != step:
             raise RunError(
                 f"the run is at its end and its model is exported, but the checkpoint of step {step:,} could not be saved"
             )
+
+    def part(self, code: int) -> None:
+        """End what only rank 0 has: the logs, and a wandb server that may take its time. No collective; does nothing the second time."""
+        if self.recorder is None:
+            return
+        recorder, self.recorder = self.recorder, None
+        recorder.close_files()
+        artifacts = self.exported if self.arguments.wandb_artifacts else None
+        seconds = UPLOAD_SECONDS if artifacts else FINISH_SECONDS if code == EXIT_DONE else STOP_SECONDS
+        later = recorder.finish_wandb(code, seconds, artifacts)
+        print(*filter(None, [self.last_words, *later]), sep="\n", flush=True)
 
     def _export(self) -> Path:
         """Write output_dir/model in the training precision; raises RunError on all ranks where it can't be, or loads back differently."""
@@ -334,7 +365,7 @@ def train(settings: Settings) -> int:
     torch.manual_seed(settings.arguments.seed)
     # Weights that don't fit are a mistake, and mistakes are said before the ranks come together.
     model = model_of(settings)
-    device = join_world(settings.world)
+    device = join_world(settings.world, settings.arguments.verbose)
     with (
         StopRequests(settings.output_dir, settings.world.is_first) as requests,
         HangWatch(settings.output_dir, settings.world.rank, settings.arguments.hang_timeout) as watch,
@@ -344,13 +375,19 @@ def train(settings: Settings) -> int:
             code = run.run()
             requests.carry_out()
             watch.beat("leaving")
+            if code != EXIT_DONE:
+                run.part(code)
+                all_gathered(None)  # a launcher ends rank 0 as soon as another rank has ended with a code that is not 0
             leave_world(run.engine)
+            run.part(code)
             return code
         except (UserError, RunError):
             # Raised on all ranks, so they can part in order.
             if run is not None:
                 run.data.close()
             leave_world(run.engine if run is not None else None)
+            if run is not None:
+                run.part(EXIT_RUN_FAILED)  # the other ranks wait a while before they end
             raise
         except Exception as error:
             # In here, where the launcher's SIGTERM does not yet end this rank before it has spoken.

@@ -18,6 +18,7 @@ from dialogpt_ds.order.batches import Share
 from dialogpt_ds.order.mixture import Mixture, MixtureKey
 from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.order.windows import BLOCKS_PER_WINDOW
+from dialogpt_ds.redaction import LEFT_OUT, without_secrets
 from dialogpt_ds.shards.cache import CacheSettings
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.inputs import (
@@ -129,15 +130,15 @@ class Settings:
         }
 
     def facts_for_a_card(self) -> dict[str, Any]:
-        """Return what a model card says of the run itself; addresses without what follows a `?`, where keys may be."""
+        """Return what a model card says of the run itself, without secrets."""
         arguments, batch = self.arguments, self.batch
         data = [
-            {"name": directory.name.partition("?")[0], "weight": source.weight, "fingerprint": directory.manifest.fingerprint}
+            {"name": without_secrets(directory.name), "weight": source.weight, "fingerprint": directory.manifest.fingerprint}
             | {name: directory.manifest.totals[name] for name in ("examples", "tokens", "target_tokens")}
             for source, directory in zip(self.sources, self.directories, strict=True)
         ]
         evaluation = self.evaluation and {
-            "name": self.evaluation.name.partition("?")[0],
+            "name": without_secrets(self.evaluation.name),
             "target_tokens": self.evaluation.manifest.totals["target_tokens"],
         }
         settings = {
@@ -196,6 +197,7 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     """
     arguments = parsed.arguments
     _check_numbers(arguments)
+    _check_secrets(arguments)
     deepspeed, notes = _deepspeed_config(arguments)
     batch = resolve_batch(arguments.train_batch_size, arguments.gradient_accumulation_steps, parsed.explicit, deepspeed, world.size)
     precision = resolve_precision(arguments, parsed.explicit, deepspeed if arguments.deepspeed_config else None)
@@ -241,6 +243,15 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     return settings
 
 
+def _check_secrets(arguments: TrainingArguments) -> None:
+    """Refuse a configuration from which a secret was left out; raises UserError."""
+    for name, value in asdict(arguments).items():
+        if LEFT_OUT in str(value):
+            raise UserError(
+                f"--{name} {value!r}: a secret was left out when this was written down; give the whole value on the command line"
+            )
+
+
 def _check_numbers(arguments: TrainingArguments) -> None:
     problems = []
     for name in (
@@ -252,6 +263,8 @@ def _check_numbers(arguments: TrainingArguments) -> None:
     ):
         if getattr(arguments, name) < 1:
             problems.append(f"--{name} {getattr(arguments, name)} must be 1 or more")
+    if arguments.sample_max_new_tokens < 1:
+        problems.append(f"--sample_max_new_tokens {arguments.sample_max_new_tokens} must be 1 or more")
     for name in ("loader_workers", "warmup_steps", "keep_checkpoints", "loss_scale", "continue_from", "max_skipped_steps"):
         if getattr(arguments, name) < 0:
             problems.append(f"--{name} {getattr(arguments, name)} must be 0 or more")

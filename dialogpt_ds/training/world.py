@@ -1,9 +1,11 @@
 """The processes of a run: who this one is, and how they come together and part."""
 
 import ctypes
+import io
 import os
 import socket
 import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,8 +96,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def join_world(world: World) -> Any:
-    """Start communication. Collective: every rank must call. Returns this rank's device."""
+def join_world(world: World, verbose: bool = False) -> Any:
+    """Start communication. Collective: every rank must call. Returns this rank's device; not `verbose` keeps DeepSpeed silent."""
     import deepspeed
     import torch
     from deepspeed.accelerator import get_accelerator
@@ -103,7 +105,8 @@ def join_world(world: World) -> Any:
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         accelerator.set_device(world.local_rank)
-    deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=False, auto_mpi_discovery=False)
+    with nullcontext() if verbose else redirect_stdout(io.StringIO()):  # every rank would print that an op was built
+        deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=verbose, auto_mpi_discovery=False)
     device = torch.device(accelerator.current_device_name())
     # The first reduction makes DeepSpeed map its shared-memory buffers on a CPU.
     deepspeed.comm.all_reduce(torch.zeros(1, device=device))

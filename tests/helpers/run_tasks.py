@@ -42,6 +42,7 @@ def whole_run(world: World, argv: list[str], fp16: bool = False) -> dict[str, An
         watch = HangWatch(settings.output_dir, world.rank, 0)
         run = TrainingRun(settings, requests, watch, build_model(settings.model, None), torch.device("cpu"))
         code = run.run()
+        run.part(code)
         return {"code": code, "notes": run.notes} | facts_of(run)
     except (UserError, RunError) as error:
         return {"code": str(error)}

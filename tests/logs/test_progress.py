@@ -4,17 +4,20 @@ import os
 import pty
 import subprocess
 import sys
+import time
 
 import pytest
 
-from dialogpt_ds.logs.progress import Progress, _clock
+from dialogpt_ds.logs.progress import Progress, clock
+from dialogpt_ds.logs.record import Record
 from tests.conftest import ROOT
 
 SCRIPT = """
 from dialogpt_ds.logs.progress import Progress
+from dialogpt_ds.logs.record import Record
 progress = Progress(3, 0, shown=True)
 for step in (1, 2, 3):
-    progress.show(step, loss=2.0, perplexity=7.389, tokens_per_second=1234.5, rate=1e-3)
+    progress.take(Record("step", dict(step=step, loss=2.0, ppl=7.389, tokens_per_second=1234.5, lr=1e-3, seconds_left=61.0)))
     progress.say(f"said {step}")
 progress.close()
 """
@@ -40,19 +43,44 @@ def test_a_terminal_shows_a_bar_even_when_it_does_not_know_its_size(size: tuple[
     os.close(mine)
     text = seen.decode()
     assert "3/3" in text
-    assert "loss 2.0000, ppl 7.4, 1,2" in text
+    assert "loss 2.0000  ppl 7.4  01:01 left  1,2" in text
     assert "said 2" in text
+
+
+def step(number: int, left: float = 0.0) -> Record:
+    """Return the record of a step."""
+    return Record(
+        "step", {"step": number, "loss": 2.0, "ppl": 7.389, "tokens_per_second": 1234.5, "lr": 1e-3, "seconds_left": left}
+    )
 
 
 def test_a_log_file_gets_plain_lines_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(100, 10, shown=True)
-    for step in range(11, 101):
-        progress.show(step, 2.0, 7.389, 1234.5, 1e-3)
+    for number in range(11, 101):
+        progress.take(step(number, left=3_723.0))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["11/100", "100/100"], "the first, the last, and one every ten seconds"
-    assert "loss 2.0000  ppl 7.4  1,234 tok/s  lr 1.00e-03" in lines[0]
-    assert lines[1].endswith("00:00 left")
+    assert lines[0] == "step 11/100  loss 2.0000  ppl 7.4  1:02:03 left  1,234 tok/s  lr 1.00e-03"
+
+
+def test_lines_come_less_often_after_ten_minutes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = Progress(100_000, 0, shown=True)
+    for number in range(1, 1_801):
+        now[0] += 1.0
+        progress.take(step(number))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 59 + 20, "the first, then one in 10 s up to 600 s, then one in 60 s up to 1,800 s"
+
+
+def test_the_time_left_counts_what_came_between_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = Progress(100, 50, shown=False)
+    now[0] = 30.0  # 10 steps, and an evaluation
+    assert progress.seconds_left(60) == 120.0
 
 
 def test_a_clock() -> None:
-    assert (_clock(59.6), _clock(3_723)) == ("01:00", "1:02:03")
+    assert (clock(59.6), clock(3_723)) == ("01:00", "1:02:03")

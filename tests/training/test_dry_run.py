@@ -116,7 +116,7 @@ def kept_for_backward(chunked_head: bool = False, checkpointed: bool = False) ->
     ids, places = torch.randint(0, 5_000, (8, 128)), torch.arange(128).repeat(8, 1)
     targets = torch.arange(0, 1_024, 2)
     with activations_measured(loss_of) as saved:
-        loss_of(ids, places, targets, ids.flatten()[targets + 1], torch.ones(512))
+        loss_of(ids, places, targets, ids.flatten()[targets + 1], torch.ones(512), torch.zeros_like(targets))
     return saved.total
 
 

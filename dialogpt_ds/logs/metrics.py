@@ -1,0 +1,99 @@
+"""Every metric that training logs: its name, its unit and what it says. metrics.jsonl, wandb and TensorBoard have the same."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dialogpt_ds.order.batches import TURN_GROUPS
+
+Section = Literal["Training", "Throughput", "Stability", "Data", "Evaluation"]
+SECTIONS: tuple[Section, ...] = ("Training", "Throughput", "Stability", "Data", "Evaluation")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric says."""
+
+    section: Section
+    unit: str
+    meaning: str
+
+
+def _turns(prefix: str, section: Section, what: str) -> dict[str, Metric]:
+    words = ("second turn", "third turn", "fourth turn and later ones")
+    return {
+        f"{prefix}_{group}": Metric(section, "nats", f"{what} over the targets in the {word} of their example")
+        for group, word in zip(TURN_GROUPS, words, strict=True)
+    }
+
+
+STEP = "step"
+"""The axis of all others: optimizer steps done, skipped updates included."""
+STEP_METRICS: dict[str, Metric] = {
+    "epoch": Metric("Data", "epochs", "examples trained on, by the examples of an epoch"),
+    "loss": Metric("Training", "nats", "sum(weight * nll) / sum(weight) over the global batch"),
+    "ppl": Metric("Training", "", "exp(loss)"),
+    **_turns("loss", "Training", "the loss"),
+    "lr": Metric("Training", "", "learning rate of the step"),
+    "grad_norm": Metric("Stability", "", "2-norm of all gradients before clipping"),
+    "loss_scale": Metric("Stability", "", "what fp16 multiplies the loss with; 1 in other precisions"),
+    "skipped_steps": Metric("Stability", "steps", "updates left out so far, their gradients were not finite"),
+    "loss_spikes": Metric("Stability", "steps", "steps so far whose loss lay far above the usual one"),
+    "tokens_per_second": Metric("Throughput", "1/s", "tokens of all ranks without padding, by the step's time"),
+    "target_tokens_per_second": Metric("Throughput", "1/s", "tokens that are learned, by the step's time"),
+    "mfu": Metric("Throughput", "share", "operations of the model by what the devices can do in the step's time at most"),
+    "padding_share": Metric("Data", "share", "places of the step's rows that hold padding"),
+    "data_wait_share": Metric("Throughput", "share", "part of the step in which a rank waited for its rows"),
+    "seconds_per_step": Metric("Throughput", "s", "the step, evaluations and saves after it aside"),
+    "seconds_data": Metric("Throughput", "s", "longest that a rank waited for its rows"),
+    "seconds_forward": Metric("Throughput", "s", "forward passes of rank 0"),
+    "seconds_backward": Metric("Throughput", "s", "backward passes of rank 0, gradients' reduction included"),
+    "seconds_optimizer": Metric("Throughput", "s", "update of rank 0"),
+    "seconds_left": Metric("Throughput", "s", "estimate of the time to the last step, evaluations and saves included"),
+    "gpu_memory_gib": Metric("Throughput", "GiB", "memory in use on the GPU that has most of it (GPUs only)"),
+    "peak_memory_gib": Metric(
+        "Throughput", "GiB", "most that a rank has used so far: of its GPU, or of the host's memory on a CPU"
+    ),
+    "host_memory_gib": Metric("Throughput", "GiB", "resident memory of the rank that has most of it"),
+    "skipped_blocks": Metric("Data", "blocks", "left out so far because they can't be read"),
+    "skipped_examples": Metric("Data", "examples", "in those blocks"),
+    "rows_seen": Metric("Data", "rows", "trained on so far"),
+    "tokens_seen": Metric("Data", "tokens", "trained on so far, without padding"),
+    "targets_seen": Metric("Data", "tokens", "learned so far"),
+}
+"""A row of each optimizer step."""
+SOURCE_EPOCHS = "epoch_source_"
+"""With the number of a mixture's source behind it: epochs done of that source."""
+EVALUATION_METRICS: dict[str, Metric] = {
+    "eval_loss": Metric("Evaluation", "nats", "mean nll over all targets, each counted once"),
+    "eval_ppl": Metric("Evaluation", "", "exp(eval_loss)"),
+    **_turns("eval_loss", "Evaluation", "eval_loss"),
+    "eval_targets": Metric("Evaluation", "tokens", "targets that were evaluated on"),
+    "best_eval_loss": Metric("Evaluation", "nats", "lowest eval_loss so far"),
+    "best_eval_ppl": Metric("Evaluation", "", "exp(best_eval_loss)"),
+    "best_eval_step": Metric("Evaluation", "steps", "step of best_eval_loss"),
+    "seconds_evaluation": Metric("Evaluation", "s", "the evaluation"),
+    "seconds_replies": Metric("Evaluation", "s", "the replies to the sample prompts"),
+}
+"""A row of each evaluation."""
+SAVE_METRICS: dict[str, Metric] = {
+    "seconds_save": Metric("Stability", "s", "the checkpoint"),
+    "save_share": Metric("Stability", "share", "part of this process's time that saving has taken so far"),
+    "failed_saves": Metric("Stability", "saves", "checkpoints that could not be written so far"),
+}
+"""A row of each save."""
+METRICS = STEP_METRICS | EVALUATION_METRICS | SAVE_METRICS
+"""All of them but `step` and the sources' epochs."""
+
+
+def metric_of(name: str) -> Metric | None:
+    """Return what a name in a log says; None where training logs nothing by it."""
+    if name.startswith(SOURCE_EPOCHS) and name.removeprefix(SOURCE_EPOCHS).isdigit():
+        return Metric("Data", "epochs", "epochs done of one source of a mixture")
+    return METRICS.get(name)
+
+
+def known(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a log without what this run has no value for; a name that is not in METRICS is a mistake in this program."""
+    unknown = [name for name in values if name != STEP and metric_of(name) is None]
+    assert not unknown, unknown
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,84 @@
+"""What is known of a run beside its metrics: configuration, code, data and machines, without secrets."""
+
+import platform
+import socket
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dialogpt_ds import __version__
+from dialogpt_ds.model.arithmetic import Peak
+from dialogpt_ds.redaction import without_secrets
+from dialogpt_ds.shards.reader import ShardDirectory
+from dialogpt_ds.training.settings import Settings
+
+PACKAGES = ("torch", "deepspeed", "transformers", "webdataset", "wandb", "jsonargparse")
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Where the code lies, if it was not installed from a wheel."""
+
+
+def run_facts(settings: Settings, num_parameters: int, peak: Peak) -> dict[str, Any]:
+    """Return the configuration that wandb shows: every argument, DeepSpeed's configuration, revision, data sets and machine."""
+    facts = settings.what_runs() | {
+        "deepspeed": settings.deepspeed,
+        "num_parameters": num_parameters,
+        "rows_per_step": settings.batch.train,
+        "train_data": [
+            data_facts(directory) | {"weight": source.weight}
+            for source, directory in zip(settings.sources, settings.directories, strict=True)
+        ],
+        "eval_data": None if settings.evaluation is None else data_facts(settings.evaluation),
+        "revision": git_revision(CHECKOUT),
+        "machine": machine_facts(settings) | {"peak": str(peak)},
+    }
+    return without_secrets(facts)
+
+
+def data_facts(directory: ShardDirectory) -> dict[str, Any]:
+    """Return a data set's manifest and report, but for what grows with it: the list of shards and the histograms."""
+    manifest = directory.manifest
+    content = {name: value for name, value in manifest.content().items() if name != "shardlist"}
+    report = directory.report()
+    return {
+        "name": directory.name,
+        "manifest": content | {"fingerprint": manifest.fingerprint},
+        "report": report and {name: value for name, value in report.items() if name != "histograms"},
+    }
+
+
+def git_revision(checkout: Path) -> dict[str, Any] | None:
+    """Return commit and whether files differ from it; None where the code is no checkout."""
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(checkout), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changes)}
+
+
+def machine_facts(settings: Settings) -> dict[str, Any]:
+    """Return where the run is at work, as rank 0 sees it."""
+    return {
+        "processes": settings.world.size,
+        "host": socket.gethostname(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+        "python": platform.python_version(),
+        "dialogpt_ds": __version__,
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

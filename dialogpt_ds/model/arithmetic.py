@@ -1,0 +1,121 @@
+"""How many operations a model's training takes, and how many a device can do: what MFU is made of."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dialogpt_ds.config.precision import Precision
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DATA_SHEETS = (
+    ("H200", 989e12),
+    ("H100 NVL", 835e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("A40", 149.7e12),
+    ("A30", 165e12),
+    ("A10", 125e12),
+    ("L40S", 362e12),
+    ("L40", 181e12),
+    ("L4", 121e12),
+    ("V100-PCIE", 112e12),
+    ("V100", 125e12),
+    ("T4", 65e12),
+)
+"""Part of a GPU's name, and its dense half-precision operations per second as NVIDIA's data sheet of it says; the first that fits holds."""
+MEASURED_SECONDS = 0.005
+"""A matrix product that takes this long is large enough to measure with."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a model's training computes (Chowdhery et al. 2022, PaLM, appendix B), with the head where it is computed: at targets alone."""
+
+    body_weights: int
+    """Weights without embeddings and head."""
+    head_weights: int
+    layers: int
+    width: int
+
+    def operations(self, tokens: int, targets: int, row_length: int) -> float:
+        """Return the floating-point operations of a forward and a backward pass.
+
+        6 for each weight and token, 12 * layers * width * row_length for attention a token. Padding, recomputing and the optimizer
+        are no operations of the model.
+        """
+        attention = 12 * self.layers * self.width * row_length
+        return float(tokens) * (6 * self.body_weights + attention) + 6.0 * targets * self.head_weights
+
+
+def arithmetic_of(model: Any) -> Arithmetic:
+    """Return the arithmetic of a causal language model of transformers, before an engine takes its weights apart."""
+    tables = {id(module.weight): module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    head = model.get_output_embeddings()
+    head_weight = getattr(head, "weight", None)
+    outside = tables | ({} if head_weight is None else {id(head_weight): head_weight})
+    config = model.config.get_text_config()
+    return Arithmetic(
+        body_weights=sum(p.numel() for p in model.parameters()) - sum(weight.numel() for weight in outside.values()),
+        head_weights=0 if head_weight is None else head_weight.numel(),
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+    )
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that a device can do."""
+
+    operations_per_second: float
+    source: str
+    """Where the figure is from."""
+
+    def __str__(self) -> str:
+        tera = self.operations_per_second / 1e12
+        return f"{tera:,.4g} TFLOP/s ({self.source})" if tera >= 1 else f"{tera * 1e3:,.3g} GFLOP/s ({self.source})"
+
+
+def peak_of(device: torch.device, precision: Precision) -> Peak:
+    """Return the peak of a device in a precision: its data sheet's, else that of a large matrix product, measured now."""
+    if device.type == "cuda" and precision != "fp32":
+        name = torch.cuda.get_device_name(device)
+        found = peak_by_name(name)
+        if found is not None:
+            return Peak(found, f"data sheet of {name}")
+    return Peak(measured_peak(device, DTYPES[precision]), f"a matrix product in {precision}, measured")
+
+
+def peak_by_name(name: str) -> float | None:
+    """Return the half-precision peak of a GPU of this name, operations per second."""
+    # A number must not go on: A100 is no A10.
+    return next((peak for part, peak in DATA_SHEETS if part in name and not _goes_on(name, part)), None)
+
+
+def _goes_on(name: str, part: str) -> bool:
+    return name.partition(part)[2][:1].isalnum() and part[-1].isdigit()
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations per second of a square matrix product, the best of several, with the size that takes a little while."""
+    size, best = 128, 0.0
+    while True:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        a @ b  # the first one also loads code
+        seconds = min(_seconds_of(a, b, device) for _ in range(3))
+        best = max(best, 2 * size**3 / seconds)
+        if seconds > MEASURED_SECONDS or size >= 8_192:
+            return best
+        size *= 2
+
+
+def _seconds_of(a: torch.Tensor, b: torch.Tensor, device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    started = time.perf_counter()
+    a @ b
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,60 @@
+"""Secrets never reach a file: neither by what they look like, nor by where they come from."""
+
+import pytest
+
+from dialogpt_ds.errors import UserError
+from dialogpt_ds.redaction import without_secrets
+from dialogpt_ds.training.settings import _check_secrets
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "https://bucket.s3.amazonaws.com/shards?X-Amz-Signature=0123abcd&x=1",
+            "https://bucket.s3.amazonaws.com/shards?(left out)",
+        ),
+        ("3:https://a.b/x?sig=1,1:/local", "3:https://a.b/x?(left out)"),
+        ("https://me:pass@host/shards", "https://host/shards"),
+        ("https://ghp_token@github.com/a/b.git", "https://github.com/a/b.git"),
+        ('pipe:curl -H "Authorization: Bearer abcdef" https://host/{}', 'pipe:curl -H "Authorization: (left out)" https://host/{}'),
+        ("token hf_abcdefghijklmnopqrstuvwx here", "token (left out) here"),
+        ("AKIAABCDEFGHIJKLMNOP", "(left out)"),
+        ("/data/shards", "/data/shards"),
+        ("pipe:aws s3 cp s3://bucket/{} -", "pipe:aws s3 cp s3://bucket/{} -"),
+        ("what? nothing://here", "what? nothing://here"),
+    ],
+)
+def test_what_looks_like_a_secret_is_left_out(text: str, expected: str) -> None:
+    assert without_secrets(text) == expected
+
+
+def test_what_an_environment_variable_keeps_is_left_out_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false-but-long")
+    monkeypatch.setenv("SOME_KEY", "short")
+    assert without_secrets("key=0123456789abcdef, false-but-long, short") == "key=$WANDB_API_KEY, false-but-long, short"
+
+
+def test_nested_values_and_names_of_keys() -> None:
+    config = {
+        "comet": {"api_key": "abc", "enabled": True},
+        "list": [("https://a:b@c/d",)],
+        "no_token_id": True,
+        "eos_token": "<eos>",
+    }
+    assert without_secrets(config) == {
+        "comet": {"api_key": "(left out)", "enabled": True},
+        "list": [["https://c/d"]],
+        "no_token_id": True,
+        "eos_token": "<eos>",
+    }
+
+
+def test_a_configuration_that_lost_a_secret_says_so_when_it_is_used_again() -> None:
+    from dialogpt_ds.config.arguments import TrainingArguments
+
+    with pytest.raises(
+        UserError, match=r"--train_input_file 'https://a/b\?\(left out\)': a secret was left out when this was written"
+    ):
+        _check_secrets(TrainingArguments(train_input_file="https://a/b?(left out)"))
