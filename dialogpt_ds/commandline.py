@@ -12,6 +12,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from dialogpt_ds.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, EXIT_USER_ERROR, RunError, UserError
+from dialogpt_ds.redaction import without_secrets
 
 Arguments = TypeVar("Arguments")
 
@@ -104,7 +105,7 @@ def run_command(work: Callable[[], int], is_first_rank: bool = True, grace_secon
             signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
             signal.sigtimedwait([], grace_seconds)
         kind = "error" if isinstance(error, UserError) else "run failed"
-        print(f"{kind}: {error}", file=sys.stderr, flush=True)
+        print(f"{kind}: {without_secrets(str(error))}", file=sys.stderr, flush=True)
         return code
 
 

@@ -35,7 +35,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dashboard(argv: list[str] | None) -> int:
-    description = "Make a wandb view with the curves of all runs: training, throughput, stability, data, evaluation."
+    description = (
+        "Make a wandb view with the curves of all runs: training, throughput, stability, data, evaluation. "
+        "Each call makes a new view beside earlier ones."
+    )
     arguments = parse(DashboardArguments, description, argv).arguments
     _check_names(arguments)
     if arguments.show:
@@ -60,6 +63,8 @@ def _check_names(arguments: DashboardArguments) -> None:
 def _written(path: str, text: str) -> Path:
     """Write a text file, and return where; raises UserError."""
     output = Path(path).expanduser()
+    if output.is_dir():
+        raise UserError(f"--save_json {path!r} is a folder, the name of a file is needed, e.g. {output / 'dashboard.json'}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(output, text + "\n")

@@ -106,8 +106,7 @@ LEFT_OUT = {
 }
 """Metrics without a panel, and why."""
 CONFIG_COLUMNS = (
-    *("model_name_or_path", "num_parameters", "learning_rate", "rows_per_step", "deepspeed.zero_optimization.stage"),
-    *("fp16", "deepspeed.bf16.enabled", "machine.processes"),
+    *("model_name_or_path", "num_parameters", "learning_rate", "rows_per_step", "zero_stage", "precision", "machine.processes"),
 )
 """Configuration beside each run, by its path in what wandb shows as the run's config; empty where a run says nothing of it."""
 SUMMARY_COLUMNS = ("loss", "best_eval_ppl", "best_eval_step", "tokens_per_second")

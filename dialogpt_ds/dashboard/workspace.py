@@ -4,13 +4,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dialogpt_ds.dashboard.panels import CONFIG_COLUMNS, DASHBOARD, SUMMARY_COLUMNS, Panel, Section
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.logs.metrics import STEP
 from dialogpt_ds.logs.wandb_mode import has_key, server
-from dialogpt_ds.logs.wandb_run import ANSWER_SECONDS, answers, end_service
+from dialogpt_ds.logs.wandb_run import ANSWER_SECONDS, answers
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
@@ -84,7 +84,7 @@ def require_key() -> None:
 def save_workspace(entity: str, project: str, name: str) -> str:
     """Save the dashboard as a new view on wandb's server and return its address.
 
-    Each answer is waited for ANSWER_SECONDS, and those of wandb's own calls for WANDB_HTTP_TIMEOUT (19 s unless it is set).
+    The first sign of the server is waited for ANSWER_SECONDS, each answer to wandb's own calls 19 s (or WANDB_HTTP_TIMEOUT, in s).
 
     Raises:
         UserError: there is no key, or no entity and the key has none of its own, or wandb takes no such name.
@@ -121,13 +121,13 @@ def _failures_of_wandb(project: str) -> Iterator[None]:
     wandb.setup(wandb.Settings(silent=True))
     try:
         yield
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
     except Exception as error:  # wandb's own, and those of its transports
-        end_service()
         raise RunError(
-            f"{server()} did not take the dashboard: {' '.join(str(error).split())}\n"
-            f"Is the project {project!r} there (a first run makes it), and may this key write to it? --entity names its team or user"
+            f"the dashboard could not be saved on {server()}: {' '.join(str(error).split())}\n"
+            f"Look whether that server works, whether it has the project {project!r} (a first training run makes it), and whether "
+            "this key may write there; --entity names the project's team or user"
         ) from error
 
 
@@ -135,7 +135,7 @@ def _section(section: Section) -> "ws.Section":
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    panels: list[wr.LinePlot | wr.WeavePanelSummaryTable] = [_line_plot(panel) for panel in section.panels]
+    panels: list[Any] = [_line_plot(panel) for panel in section.panels]
     if section.table:
         panels.append(wr.WeavePanelSummaryTable(table_name=section.table))
     # All panels on one page, so that none has to be looked for.

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dialogpt_ds.logs.record import Record
+from dialogpt_ds.redaction import without_secrets
 
 SECONDS_BETWEEN_LINES = 10.0
 LATER, SECONDS_BETWEEN_LATER_LINES = 600.0, 60.0
@@ -68,6 +69,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line without breaking the bar."""
+        line = without_secrets(line)
         if self.bar is not None:
             self.bar.write(line, file=sys.stdout)
         else:

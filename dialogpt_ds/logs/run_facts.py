@@ -24,6 +24,8 @@ def run_facts(settings: Settings, num_parameters: int, peak: Peak) -> dict[str, 
     """Return the configuration that wandb shows: every argument, DeepSpeed's configuration, revision, data sets and machine."""
     facts = settings.what_runs() | {
         "deepspeed": settings.deepspeed,
+        "precision": settings.precision,
+        "zero_stage": settings.zero_stage,
         "num_parameters": num_parameters,
         "rows_per_step": settings.batch.train,
         "train_data": [

@@ -17,11 +17,11 @@ def start_table(
     step_tokens = batch.train * settings.row_length
     all_tokens = sum(directory.manifest.totals["tokens"] for directory in settings.directories)
     rows: list[tuple[str, Any]] = [
-        ("model", f"{settings.model.name}, {num_parameters / 1e6:,.1f} M parameters, dropout {arguments.dropout}"),
+        ("model", f"{settings.model.name}, {_millions(num_parameters)} parameters, dropout {arguments.dropout}"),
         *_data(settings, step_tokens),
         ("evaluation", "none" if settings.evaluation is None else
          f"{settings.evaluation.name}: {settings.evaluation.manifest.totals['target_tokens']:,} targets, "
-         f"every {arguments.valid_step:,} steps"),
+         f"every {arguments.valid_step:,} steps; replies to {sum(bool(p.strip()) for p in arguments.sample_prompts)} prompts"),
         ("batch", f"{batch.micro} rows * {batch.accumulation} micro-batches * {batch.world_size} processes = {batch.train} rows "
                   f"of {settings.row_length} = {step_tokens:,} tokens a step"),
         ("epoch", f"about {max(round(all_tokens / step_tokens), 1):,} steps"),
@@ -36,6 +36,10 @@ def start_table(
         rows.append(("resumed", f"from step {resumed_step:,}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {without_secrets(value)}" for name, value in rows)
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
 
 
 def _data(settings: Settings, step_tokens: int) -> list[tuple[str, str]]:

@@ -36,11 +36,15 @@ class TensorBoard:
 
     def take(self, record: Record) -> None:
         """Add a row's numbers under Section/name, and the replies as text."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         step = record.values[STEP]
+        row = []
         for name, value in record.values.items():
             metric = metric_of(name)
             if metric is not None and isinstance(value, int | float) and math.isfinite(value):
-                self._writer.add_scalar(f"{metric.section}/{name}", value, step)
+                row.append(Summary.Value(tag=f"{metric.section}/{name}", simple_value=value))
+        self._writer.file_writer.add_summary(Summary(value=row), step)  # add_scalar for each takes ten times as long
         if record.replies:
             table = ["| prompt | reply |", "| --- | --- |"]
             table += [f"| {_cell(prompt)} | {_cell(reply)} |" for prompt, reply in record.replies]

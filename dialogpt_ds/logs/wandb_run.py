@@ -19,6 +19,7 @@ from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.logs.record import Record
 from dialogpt_ds.logs.text_logs import METRICS
 from dialogpt_ds.logs.wandb_mode import choose_mode, server
+from dialogpt_ds.redaction import without_secrets
 
 ANSWER_SECONDS = 10.0
 """A server that says nothing for so long is down."""
@@ -52,6 +53,7 @@ class WandbRun:
             return
         # At exit it would wait for a server that hangs, to report on itself.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        sys.argv[1:] = without_secrets(sys.argv[1:])  # which it keeps
         output_dir.mkdir(parents=True, exist_ok=True)
         try:
             import wandb  # noqa: F401 (here, since a loader that is forked during an import could wait for its lock for ever)
@@ -88,7 +90,7 @@ class WandbRun:
 
         Args:
             exit_code: of this run.
-            seconds: longest wait for the server.
+            seconds: longest wait for the server; WANDB_FINISH_TIMEOUT, where it is set, wins.
             model: exported folder, to be an artifact with the table of evaluations; None for none.
         """
         if self._thread is None:
@@ -96,6 +98,7 @@ class WandbRun:
         self._ending = (exit_code, model)
         with contextlib.suppress(queue.Full):
             self._records.put_nowait(None)
+        seconds = float(os.environ.get("WANDB_FINISH_TIMEOUT") or seconds)
         self._thread.join(seconds)
         late = self._thread.is_alive()
         if late:
@@ -210,7 +213,7 @@ def end_service() -> None:
             if "wandb-core" in child.name():
                 child.kill()
     _quiet_teardown()
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):  # it ends the program where it finds its process gone
         import wandb
 
         wandb.teardown()

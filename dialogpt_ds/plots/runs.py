@@ -15,13 +15,13 @@ from dialogpt_ds.errors import UserError
 METRICS_FILE = "metrics.jsonl"
 EVERY_STEP_PARTS = ("data", "forward", "backward", "optimizer")
 """Parts of every step; `seconds_NAME` is the time of one step."""
-OCCASIONAL_PARTS = ("save", "evaluation")
+OCCASIONAL_PARTS = ("save", "evaluation", "replies")
 """Parts of some steps; `seconds_NAME` is the time that it took when it happened."""
 OTHER = "other"
 """What a step took beyond its named parts."""
 _STEP_CLOCK = "seconds_per_step"
 _PART_KEYS = tuple(f"seconds_{name}" for name in (*EVERY_STEP_PARTS, *OCCASIONAL_PARTS))
-_KEYS = ("loss", "ppl", "eval_loss", "eval_ppl", "lr", "tokens_per_second", _STEP_CLOCK, *_PART_KEYS)
+_KEYS = ("loss", "ppl", "eval_loss", "eval_ppl", "lr", "tokens_per_second", "mfu", _STEP_CLOCK, *_PART_KEYS)
 
 
 class Series(NamedTuple):

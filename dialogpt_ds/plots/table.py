@@ -4,7 +4,7 @@ import numpy as np
 
 from dialogpt_ds.plots.runs import Run, Series, seconds_by_part
 
-HEADER = ("run", "steps", "last loss", "best eval ppl", "at step", "last eval ppl", "median tokens/s", "hours")
+HEADER = ("run", "steps", "last loss", "best eval ppl", "at step", "last eval ppl", "median tokens/s", "median MFU", "hours")
 MISSING = "-"
 
 
@@ -28,7 +28,7 @@ def _row(run: Run) -> tuple[str, ...]:
     if len(perplexity.steps):
         place = int(np.argmin(perplexity.values))
         best, best_step = f"{perplexity.values[place]:.2f}", str(perplexity.steps[place])
-    speed = run.series["tokens_per_second"].finite().values
+    speed, mfu = (run.series[name].finite().values for name in ("tokens_per_second", "mfu"))
     seconds = seconds_by_part(run)
     return (
         run.name,
@@ -38,6 +38,7 @@ def _row(run: Run) -> tuple[str, ...]:
         best_step,
         _last(run.series["eval_ppl"], ".2f"),
         f"{np.median(speed):.0f}" if len(speed) else MISSING,
+        f"{np.median(mfu):.1%}" if len(mfu) else MISSING,
         f"{sum(seconds.values()) / 3600:.3f}" if seconds else MISSING,
     )
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dialogpt_ds.dashboard.panels import DASHBOARD
+from dialogpt_ds.logs.metrics import METRICS, STEP
 from dialogpt_ds.logs.text_logs import EVAL_HEADER, TRAIN_HEADER
 from tests.helpers.launch import TRAIN_FP16_ON_CPU, deepspeed, python, run, torchrun
 from tests.helpers.rank_tasks import write_deepspeed
@@ -48,9 +50,20 @@ def check_output(output: Path, done: str) -> None:
     assert len(list((output / "wandb").glob("offline-run-*"))) == 1, "one wandb run, on rank 0"
     assert (output / "run_config.yaml").is_file()
     assert (output / "ds_config.json").is_file()
-    assert f"done: {STEPS} steps" in done
+    assert f"done        {STEPS} steps" in done
+    check_metrics(output)
     assert done.count("evaluation at step 6") == 1, "rank 0 alone speaks"
     generate_from(output / "model", loss)
+
+
+def check_metrics(output: Path) -> None:
+    """Check that everything that is logged has a meaning, and that everything with a meaning is logged."""
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    logged = {name for row in rows for name in row}
+    not_here = {"gpu_memory_gib", "failed_saves", "loss_turn_3", "loss_turn_4_plus", "eval_loss_turn_3", "eval_loss_turn_4_plus"}
+    assert logged == {STEP, *METRICS} - not_here, "no GPU, no save that failed, examples of two turns"
+    on_the_dashboard = {name for section in DASHBOARD for panel in section.panels for name in panel.metrics}
+    assert on_the_dashboard - not_here <= logged
 
 
 def generate_from(model_folder: Path, eval_loss: float) -> None:

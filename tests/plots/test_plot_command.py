@@ -85,17 +85,17 @@ def test_panels_without_data_say_so(tmp_path):
 
 def test_the_table_compares_the_runs(tmp_path, capsys):
     rows = training_rows(4, {"seconds_per_step": 900.0, "seconds_data": 9.0})
-    rows[1] |= {"eval_loss": 3.0, "eval_ppl": 20.0}
+    rows[1] |= {"eval_loss": 3.0, "eval_ppl": 20.0, "mfu": 0.502}
     rows += [{"step": 3, "eval_loss": 2.5, "eval_ppl": 12.5}, {"step": 4, "eval_loss": 2.7, "eval_ppl": 15.0}]
     full = write_run(tmp_path / "full", rows)
     bare = write_run(tmp_path / "bare", [{"step": 10, "loss": 5.0}, {"step": 20, "loss": float("nan")}])
     assert main([str(full), str(bare / "metrics.jsonl"), "--output", str(tmp_path / "curves.png")]) == EXIT_DONE
     printed = capsys.readouterr()
     header = " ".join(printed.out.splitlines()[0].split())
-    assert header == "run steps last loss best eval ppl at step last eval ppl median tokens/s hours"
+    assert header == "run steps last loss best eval ppl at step last eval ppl median tokens/s median MFU hours"
     assert table(printed.out) == {
-        "full": ["4", "5.5000", "12.50", "3", "15.00", "1002", "1.000"],
-        "bare": ["20", "nan", "-", "-", "-", "-", "-"],
+        "full": ["4", "5.5000", "12.50", "3", "15.00", "1002", "50.2%", "1.000"],
+        "bare": ["20", "nan", "-", "-", "-", "-", "-", "-"],
     }
     assert str(tmp_path / "curves.png") in printed.out
     assert printed.err == ""
