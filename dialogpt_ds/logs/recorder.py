@@ -100,16 +100,15 @@ class Recorder:
             except Exception as error:  # see record
                 self._leave_out(sink, error)
 
-    def finish_wandb(self, exit_code: int, seconds: float, model: Path | None = None) -> list[str]:
-        """End the wandb run, waiting for its server for at most `seconds`; returns what a person should be told.
+    def finish_wandb(self, exit_code: int, model: Path | None) -> list[str]:
+        """End the wandb run, waiting for its server for a bounded time; returns what a person should be told.
 
         Args:
             exit_code: of this run.
-            seconds: to wait.
             model: exported folder, for an artifact; None for none.
         """
         try:
-            return self.wandb.finish(exit_code, seconds, model)
+            return self.wandb.finish(exit_code, model)
         except Exception as error:  # see record
             self._leave_out(self.wandb, error)
             return []

@@ -24,8 +24,16 @@ from dialogpt_ds.redaction import without_secrets
 ANSWER_SECONDS = 10.0
 """A server that says nothing for so long is down."""
 INIT_SECONDS = 60.0
+FINISH_SECONDS, HURRY_SECONDS, UPLOAD_SECONDS = 60.0, 10.0, 3_600.0
+"""Longest wait for the server: at the end of a run, where it was stopped or failed, and with a model to upload."""
 MOST_WAITING = 10_000
 """Records that wait for a server that is slow to begin; more would fill the memory."""
+FLUSH_SECONDS = 5.0
+"""Between the times when wandb brings what it took to the disk; what is killed after HURRY_SECONDS has all of it there."""
+TABLE_SECONDS = 20.0
+"""Longest wait for the last table."""
+LET_GO_SECONDS = 5.0
+"""wandb's own, to write down what it could not send."""
 FOLDER = "wandb"
 """wandb's own, in output_dir."""
 
@@ -45,6 +53,7 @@ class WandbRun:
         self.run_id = run_id or (None if self.mode == "disabled" else new_id())
         self._arguments, self._folder, self._facts = arguments, output_dir, facts
         self._records: queue.Queue[Record | None] = queue.Queue(MOST_WAITING)
+        self._tables: queue.Queue[Record | None] = queue.Queue()
         self._failure: Exception | None = None
         self._ending: tuple[int, Path | None] = (0, None)
         self._run_folder: Path | None = None
@@ -85,12 +94,17 @@ class WandbRun:
     def close(self) -> None:
         """Nothing: see `finish`."""
 
-    def finish(self, exit_code: int, seconds: float, model: Path | None) -> list[str]:
-        """End the run; returns what is left for a person to do.
+    @property
+    def _finish_seconds(self) -> float:
+        """Longest wait for the server at the end; wandb's own WANDB_FINISH_TIMEOUT wins."""
+        usual = UPLOAD_SECONDS if self._arguments.wandb_artifacts else FINISH_SECONDS
+        return float(os.environ.get("WANDB_FINISH_TIMEOUT") or usual)
+
+    def finish(self, exit_code: int, model: Path | None) -> list[str]:
+        """End the run, waiting for the server for a bounded time; returns what is left for a person to do.
 
         Args:
-            exit_code: of this run.
-            seconds: longest wait for the server; WANDB_FINISH_TIMEOUT, where it is set, wins.
+            exit_code: of this run; where it isn't 0 there is less time.
             model: exported folder, to be an artifact with the table of evaluations; None for none.
         """
         if self._thread is None:
@@ -98,15 +112,17 @@ class WandbRun:
         self._ending = (exit_code, model)
         with contextlib.suppress(queue.Full):
             self._records.put_nowait(None)
-        seconds = float(os.environ.get("WANDB_FINISH_TIMEOUT") or seconds)
-        self._thread.join(seconds)
-        late = self._thread.is_alive()
-        if late:
+        seconds = HURRY_SECONDS if exit_code else self._finish_seconds
+        self._thread.join(seconds + (0 if exit_code else TABLE_SECONDS + LET_GO_SECONDS))
+        stuck = self._thread.is_alive()
+        if stuck:
             end_service()
-        what = f"wandb sync {self._folder / FOLDER}/*run-*-{self.run_id}"
+        late = stuck or isinstance(self._failure, TimeoutError)
+        # Of a run that was resumed all folders, in the order in which they were made.
+        what = f"wandb sync --include-online {self._folder / FOLDER}/*run-*-{self.run_id}"
         look = f"wandb leet {self._folder / FOLDER}"
         if late:
-            return [f"wandb: {server()} did not take everything in {seconds:.0f} s; the rest, when it does: {what}"]
+            return [f"wandb: {server()} did not take everything in {seconds:g} s; the rest, when it does: {what}"]
         if self._failure is not None:
             kept = f"; what it had is in {self._run_folder}: {what}" if self._run_folder else ""
             return [f"wandb failed: {self._failure}{kept}"]
@@ -116,8 +132,14 @@ class WandbRun:
         """What the thread does: from wandb's start to its end."""
         try:
             run = self._start()
+            tables = threading.Thread(target=self._log_tables, args=(run,), name="wandb-tables", daemon=True)
+            tables.start()
             while (record := self._records.get()) is not None:
-                run.log(self._row(record))
+                run.log(record.values)
+                if record.replies:
+                    self._tables.put(record)
+            self._tables.put(None)
+            tables.join(TABLE_SECONDS)
             exit_code, model = self._ending
             if model is not None:
                 self._log_artifacts(run, model)
@@ -153,7 +175,8 @@ class WandbRun:
 
         a = self._arguments
         settings = wandb.Settings(
-            silent=True, init_timeout=INIT_SECONDS, disable_git=True, disable_code=True, x_save_requirements=False,
+            silent=True, init_timeout=INIT_SECONDS, finish_timeout=self._finish_seconds, finish_timeout_raises=True, disable_git=True,
+            disable_code=True, x_save_requirements=False, x_transaction_log_flush_interval=FLUSH_SECONDS,
         )  # fmt: skip
         mode: Any = self.mode
         return wandb.init(
@@ -162,14 +185,20 @@ class WandbRun:
             config=self._facts, mode=mode, id=self.run_id, resume="allow", settings=settings,
         )  # fmt: skip
 
-    def _row(self, record: Record) -> dict[str, Any]:
-        if not record.replies:
-            return record.values
+    def _log_tables(self, run: Any) -> None:
+        """What another thread does, since wandb asks its server about each table, and metrics are not to wait for that."""
         import wandb
 
-        step = record.values["step"]
-        table = wandb.Table(columns=["step", "prompt", "reply"], data=[[step, *reply] for reply in record.replies])
-        return record.values | {"sample_replies": table}
+        failed = False
+        while (record := self._tables.get()) is not None:
+            step = record.values["step"]
+            try:
+                table = wandb.Table(columns=["step", "prompt", "reply"], data=[[step, *reply] for reply in record.replies])
+                run.log({"step": step, "sample_replies": table})
+            except Exception as error:  # the next one may get there
+                if not failed:
+                    print(f"warning: wandb did not take the replies of step {step:,}: {error}", file=sys.stderr, flush=True)
+                failed = True
 
     def _log_artifacts(self, run: Any, model: Path) -> None:
         import wandb

@@ -43,10 +43,11 @@ def is_remote(path: str) -> bool:
 
 
 def address(directory: str, name: str) -> str:
-    """Return the address of the file `name` in a remote directory."""
+    """Return the address of the file `name` in a remote directory; what follows a `?`, such as a signature, stays at its end."""
     if directory.startswith("pipe:"):
         return directory.replace("{}", shlex.quote(name))
-    return f"{directory.rstrip('/')}/{name}"
+    path, mark, query = directory.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def fetch(directory: str, name: str, target: Path, check: Callable[[Path], str | None]) -> None:

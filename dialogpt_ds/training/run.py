@@ -55,8 +55,6 @@ from dialogpt_ds.training.start import Beginning, begin
 from dialogpt_ds.training.stopping import REASONS, StopRequests, exit_code_of
 from dialogpt_ds.training.world import join_world, leave_world
 
-FINISH_SECONDS, STOP_SECONDS, UPLOAD_SECONDS = 60.0, 10.0, 3_600.0
-"""Longest wait for wandb's server: at the end of a run, where the run was stopped or failed, and with a model to upload."""
 LOST_CONTACT = (
     "closed by peer",
     "Connection reset",
@@ -324,9 +322,7 @@ class TrainingRun:
             return
         recorder, self.recorder = self.recorder, None
         recorder.close_files()
-        artifacts = self.exported if self.arguments.wandb_artifacts else None
-        seconds = UPLOAD_SECONDS if artifacts else FINISH_SECONDS if code == EXIT_DONE else STOP_SECONDS
-        later = recorder.finish_wandb(code, seconds, artifacts)
+        later = recorder.finish_wandb(code, self.exported if self.arguments.wandb_artifacts else None)
         print(*filter(None, [self.last_words, *later]), sep="\n", flush=True)
 
     def _export(self) -> Path:

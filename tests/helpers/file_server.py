@@ -44,7 +44,7 @@ class FileServer:
         self._server.server_close()
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
-        name = request.path.lstrip("/")
+        name = request.path.partition("?")[0].lstrip("/")
         self.asked[name] += 1
         file = self.folder / name
         if not file.is_file():

@@ -30,27 +30,30 @@ def log_file(folder: Path) -> Path:
     return path
 
 
-def read_records(path: Path) -> list[Record]:
-    """Return all records of a .wandb file; raises DamagedLogError where a checksum or the order of the chunks is wrong."""
-    return [Record.FromString(payload) for payload in _payloads(path.read_bytes())]
+def read_records(path: Path, killed: bool = False) -> list[Record]:
+    """Return all records of a .wandb file; raises DamagedLogError where a checksum, a length or the order of the chunks is wrong.
+
+    With `killed`, as after a kill of the process that wrote it, the file may break off in its last record, which is left out.
+    """
+    return [Record.FromString(payload) for payload in _payloads(path.read_bytes(), killed)]
 
 
-def _payloads(content: bytes) -> Iterator[bytes]:
+def _payloads(content: bytes, killed: bool) -> Iterator[bytes]:
     if content[: FILE_HEADER.size] != FILE_HEADER.pack(IDENT, MAGIC, VERSION):
         raise DamagedLogError(f"starts with {content[: FILE_HEADER.size]!r}")
     parts: list[bytes] = []
-    for kind, payload in _chunks(content):
+    for kind, payload in _chunks(content, killed):
         if (kind in (FULL, FIRST)) == bool(parts):
             raise DamagedLogError(f"a chunk of type {kind} after {len(parts)} chunks of a record")
         parts.append(payload)
         if kind in (FULL, LAST):
             yield b"".join(parts)
             parts = []
-    if parts:
+    if parts and not killed:
         raise DamagedLogError("the last record has no end")
 
 
-def _chunks(content: bytes) -> Iterator[tuple[int, bytes]]:
+def _chunks(content: bytes, killed: bool) -> Iterator[tuple[int, bytes]]:
     """Yield (type, payload) of each chunk. A header never crosses a block: 32,763 of 32,768 bytes used leave 5 that are skipped."""
     place = FILE_HEADER.size
     while place < len(content):
@@ -58,17 +61,22 @@ def _chunks(content: bytes) -> Iterator[tuple[int, bytes]]:
         if room < CHUNK_HEADER.size:
             place += room
             continue
-        if len(content) - place < CHUNK_HEADER.size:
-            raise DamagedLogError(f"breaks off in a header at byte {place}")
-        checksum, length, kind = CHUNK_HEADER.unpack_from(content, place)
         start = place + CHUNK_HEADER.size
-        payload = content[start : start + length]
-        if kind not in (FULL, FIRST, MIDDLE, LAST) or length > room - CHUNK_HEADER.size or len(payload) < length:
-            raise DamagedLogError(f"no whole chunk at byte {place}: type {kind}, {length} bytes")
-        if zlib.crc32(content[start - 1 : start + length]) != checksum:
-            raise DamagedLogError(f"wrong checksum at byte {place}")
-        yield kind, payload
+        if start > len(content):
+            break
+        checksum, length, kind = CHUNK_HEADER.unpack_from(content, place)
+        if kind not in (FULL, FIRST, MIDDLE, LAST) or length > room - CHUNK_HEADER.size:
+            raise DamagedLogError(f"no chunk at byte {place}: type {kind}, {length} bytes")
         place = start + length
+        if place > len(content):
+            break
+        if zlib.crc32(content[start - 1 : place]) != checksum:
+            raise DamagedLogError(f"wrong checksum before byte {place}")
+        yield kind, content[start:place]
+    else:
+        return
+    if not killed:
+        raise DamagedLogError(f"breaks off in a chunk at byte {len(content)}")
 
 
 def _of(records: list[Record], kind: str) -> Iterator[Any]:

@@ -200,7 +200,7 @@ class WandbServer:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         with self._changed:
             self._changed.wait_for(lambda: self.state != "hanging")
-            if self.state == "refusing":
+            if self.state == "refusing" or _is_gone(request.connection):
                 request.close_connection = True
                 return
             answer = self._respond(request.path, body)
@@ -326,6 +326,14 @@ def _bound(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", port))
     return bound
+
+
+def _is_gone(client: socket.socket) -> bool:
+    """Return whether the client closed its end, so that what it asked counts for nothing."""
+    try:
+        return not client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
 
 
 def _viewer() -> dict[str, Any]:
