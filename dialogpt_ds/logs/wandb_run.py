@@ -31,7 +31,6 @@ MOST_WAITING = 10_000
 FLUSH_SECONDS = 5.0
 """Between the times when wandb brings what it took to the disk; what is killed after HURRY_SECONDS has all of it there."""
 TABLE_SECONDS = 20.0
-"""Longest wait for the last table."""
 LET_GO_SECONDS = 5.0
 """wandb's own, to write down what it could not send."""
 FOLDER = "wandb"
@@ -100,6 +99,11 @@ class WandbRun:
         usual = UPLOAD_SECONDS if self._arguments.wandb_artifacts else FINISH_SECONDS
         return float(os.environ.get("WANDB_FINISH_TIMEOUT") or usual)
 
+    @property
+    def _table_seconds(self) -> float:
+        """Longest wait for the last table."""
+        return min(TABLE_SECONDS, self._finish_seconds)
+
     def finish(self, exit_code: int, model: Path | None) -> list[str]:
         """End the run, waiting for the server for a bounded time; returns what is left for a person to do.
 
@@ -113,7 +117,7 @@ class WandbRun:
         with contextlib.suppress(queue.Full):
             self._records.put_nowait(None)
         seconds = HURRY_SECONDS if exit_code else self._finish_seconds
-        self._thread.join(seconds + (0 if exit_code else TABLE_SECONDS + LET_GO_SECONDS))
+        self._thread.join(seconds + (0 if exit_code else self._table_seconds + LET_GO_SECONDS))
         stuck = self._thread.is_alive()
         if stuck:
             end_service()
@@ -139,7 +143,7 @@ class WandbRun:
                 if record.replies:
                     self._tables.put(record)
             self._tables.put(None)
-            tables.join(TABLE_SECONDS)
+            tables.join(self._table_seconds)
             exit_code, model = self._ending
             if model is not None:
                 self._log_artifacts(run, model)

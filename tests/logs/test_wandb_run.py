@@ -146,7 +146,9 @@ def test_a_server_that_goes_down_in_mid_run_holds_up_nobody_and_gets_the_rest_la
         server.answer()
         (command_line,) = re.findall(r"the rest, when it does: (wandb sync .*)", said)
         environment = clean_environment() | server.environment()
-        synced = subprocess.run(["bash", "-c", command_line], env=environment, capture_output=True, text=True, timeout=60)
+        synced = subprocess.run(
+            ["bash", "-c", command_line], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
         assert synced.returncode == 0, synced.stdout + synced.stderr
         (run,) = server.runs.values()
         assert own(run.history) == rows, "nothing is lost, nothing is twice"
