@@ -1,6 +1,7 @@
 """One dictionary per logged step, built once, goes to every place a person may look at."""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,8 @@ class Recorder:
     def _leave_out(self, sink: Sink, error: Exception) -> None:
         if sink in self.sinks:
             self.sinks.remove(sink)
+        if sink is self.progress:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads any more, and Python would fail once more at its end)
         with contextlib.suppress(OSError):  # the terminal is gone
             print(f"warning: {sink.name} failed and is left out from here on: {error!r}", file=sys.stderr, flush=True)
 

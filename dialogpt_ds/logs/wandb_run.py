@@ -31,6 +31,8 @@ MOST_WAITING = 10_000
 FLUSH_SECONDS = 5.0
 """Between the times when wandb brings what it took to the disk; what is killed after HURRY_SECONDS has all of it there."""
 TABLE_SECONDS = 20.0
+SILENT_SECONDS = 3.0
+"""A wait that takes longer is said."""
 LET_GO_SECONDS = 5.0
 """wandb's own, to write down what it could not send."""
 FOLDER = "wandb"
@@ -117,8 +119,7 @@ class WandbRun:
         with contextlib.suppress(queue.Full):
             self._records.put_nowait(None)
         seconds = HURRY_SECONDS if exit_code else self._finish_seconds
-        self._thread.join(seconds + (0 if exit_code else self._table_seconds + LET_GO_SECONDS))
-        stuck = self._thread.is_alive()
+        stuck = not self._ends_in(seconds + (0 if exit_code else self._table_seconds + LET_GO_SECONDS))
         if stuck:
             end_service()
         late = stuck or isinstance(self._failure, TimeoutError)
@@ -131,6 +132,18 @@ class WandbRun:
             kept = f"; what it had is in {self._run_folder}: {what}" if self._run_folder else ""
             return [f"wandb failed: {self._failure}{kept}"]
         return [f"wandb: look at it with {look}; upload it with {what}"] if self.mode == "offline" else []
+
+    def _ends_in(self, seconds: float) -> bool:
+        """Return whether the thread ends in time; a person may end the wait."""
+        assert self._thread is not None
+        try:
+            self._thread.join(min(seconds, SILENT_SECONDS))
+            if self._thread.is_alive():
+                print(f"wandb is sending the rest, for {seconds:,.0f} s at most (Ctrl-C leaves it for later)", flush=True)
+                self._thread.join(max(seconds - SILENT_SECONDS, 0.0))
+        except KeyboardInterrupt:
+            print("not waiting for wandb any more", file=sys.stderr, flush=True)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         """What the thread does: from wandb's start to its end."""

@@ -56,6 +56,10 @@ def _train(argv: list[str] | None, world: World) -> int:
             print(f"nothing to do: {settings.output_dir} is at step {step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
         return EXIT_DONE
     prepare_cpu(world)
+    if arguments.verbose:
+        from deepspeed.utils.logging import set_log_level_from_string
+
+        set_log_level_from_string("info")
     if not world.is_first:
         return train(settings)
     make_folder(settings.output_dir, "--output_dir")

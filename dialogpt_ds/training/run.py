@@ -375,8 +375,6 @@ def train(settings: Settings) -> int:
                 run.part(code)
                 all_gathered(None)  # a launcher ends rank 0 as soon as another rank has ended with a code that is not 0
             leave_world(run.engine)
-            run.part(code)
-            return code
         except (UserError, RunError):
             # Raised on all ranks, so they can part in order.
             if run is not None:
@@ -388,6 +386,8 @@ def train(settings: Settings) -> int:
         except Exception as error:
             # In here, where the launcher's SIGTERM does not yet end this rank before it has spoken.
             end_alone(error, settings)
+    run.part(code)  # out here, where Ctrl-C ends it
+    return code
 
 
 def end_alone(error: Exception, settings: Settings) -> NoReturn:

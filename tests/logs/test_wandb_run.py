@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from dialogpt_ds.config.arguments import SAMPLE_PROMPTS
+from dialogpt_ds.logs.text_logs import printable
 from dialogpt_ds.logs.wandb_mode import choose_mode
 from tests.conftest import ROOT
 from tests.helpers import wandb_files
@@ -76,11 +79,22 @@ def test_an_offline_run_has_everything_and_no_secret(small_world: SmallWorld, tm
     )  # fmt: skip
     assert sorted(run.tags) == ["first", "second"]
     check_config(wandb_files.config(records), small_world[1] / "train")
-    assert wandb_files.metrics(records)["*"].step_metric == "step" if "*" in wandb_files.metrics(records) else True
-    assert {artifact.type for artifact in wandb_files.artifacts(records)} >= {"model", "evaluation"}
+    assert wandb_files.metrics(records)["*"].step_metric == "step"
+    table = json.loads((folder_of_run(output) / "files" / wandb_files.tables(records)["sample_replies"]["path"]).read_text())
+    assert table["columns"] == ["step", "prompt", "reply"]
+    lines = [f"step {step}: {printable(prompt)} -> {printable(reply)}" for step, prompt, reply in table["data"]]
+    assert lines == (output / "sample_replies.txt").read_text().splitlines()[-len(SAMPLE_PROMPTS) :]
+    check_artifacts(wandb_files.artifacts(records))
     assert wandb_files.exit_code(records) == 0
     assert f"wandb sync --include-online {output}/wandb/*run-*-{run.run_id}" in said
     check_no_secret(output, said)
+
+
+def check_artifacts(artifacts: list[Any]) -> None:
+    """Check that the model and the table of evaluations were given."""
+    of_type = {artifact.type: {entry.path for entry in artifact.manifest.contents} for artifact in artifacts}
+    assert of_type["model"] >= {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+    assert of_type["evaluation"] == {"evaluations.table.json"}
 
 
 def check_config(config: dict[str, Any], shards: Path) -> None:
@@ -153,6 +167,23 @@ def test_a_server_that_goes_down_in_mid_run_holds_up_nobody_and_gets_the_rest_la
         (run,) = server.runs.values()
         assert own(run.history) == rows, "nothing is lost, nothing is twice"
         assert run.exit_code == 0
+
+
+def test_a_stop_does_not_wait_long_for_a_server_that_hangs(small_world: SmallWorld, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command_line = [*deepspeed(2), *options(small_world, output, 100_000, *ON, "--valid_step", "100000", "--save_step", "100000")]
+    with WandbServer() as server, Launched(command_line, tmp_path / "log", server.environment()) as command:
+        command.wait_until(lambda: server.runs and (output / "metrics.jsonl").is_file() and len(logged(output)) > 5)
+        server.hang()
+        command.ranks()[1].send_signal(signal.SIGUSR1)
+        command.wait(timeout=60)
+        said = command.output
+    assert "stopped by SIGUSR1: step" in said
+    assert "did not take everything in 10 s; the rest, when it does: wandb sync" in said
+    assert (output / "checkpoints" / "latest").is_file()
+    assert "Traceback" not in said
+    rows = own(wandb_files.history(wandb_files.read_records(wandb_files.log_file(folder_of_run(output)), killed=True)))
+    assert rows == logged(output), "on the disk before wandb's process was ended"
 
 
 def test_a_resumed_run_is_the_same_run_and_no_step_of_it_is_dropped(small_world: SmallWorld, tmp_path: Path) -> None:
