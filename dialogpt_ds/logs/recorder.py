@@ -27,7 +27,10 @@ class Recorder:
         self.progress = Progress(arguments.num_optim_steps, state.global_step, arguments.pbar)
         self.sinks: list[Sink] = [TextLogs(settings.log_dir, state.global_step), self.progress]
         if arguments.tensorboard:
-            self.sinks.append(TensorBoard(settings.log_dir, state.global_step))
+            try:
+                self.sinks.append(TensorBoard(settings.log_dir, state.global_step))
+            except OSError as error:
+                print(f"warning: TensorBoard's files can't be written, and are left out: {error}", file=sys.stderr, flush=True)
         self.wandb = WandbRun(arguments, settings.output_dir, facts, state.wandb_id)
         self.sinks.append(self.wandb)
 

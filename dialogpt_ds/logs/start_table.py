@@ -21,7 +21,7 @@ def start_table(
         *_data(settings, step_tokens),
         ("evaluation", "none" if settings.evaluation is None else
          f"{settings.evaluation.name}: {settings.evaluation.manifest.totals['target_tokens']:,} targets, "
-         f"every {arguments.valid_step:,} steps; replies to {sum(bool(p.strip()) for p in arguments.sample_prompts)} prompts"),
+         f"every {arguments.valid_step:,} steps; replies to {len(settings.sample_prompts)} prompts"),
         ("batch", f"{batch.micro} rows * {batch.accumulation} micro-batches * {batch.world_size} processes = {batch.train} rows "
                   f"of {settings.row_length} = {step_tokens:,} tokens a step"),
         ("epoch", f"about {max(round(all_tokens / step_tokens), 1):,} steps"),

@@ -60,8 +60,8 @@ def arithmetic_of(model: Any) -> Arithmetic:
     return Arithmetic(
         body_weights=sum(p.numel() for p in model.parameters()) - sum(weight.numel() for weight in outside.values()),
         head_weights=0 if head_weight is None else head_weight.numel(),
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
+        layers=getattr(config, "num_hidden_layers", None) or 0,
+        width=getattr(config, "hidden_size", None) or 0,
     )
 
 

@@ -41,6 +41,7 @@ def replies(
     seed: int,
     max_new_tokens: int = 40,
     in_step: bool = False,
+    device: torch.device | None = None,
 ) -> list[str]:
     """Return the model's answer to the last turn of each conversation, sampled (nucleus 0.9; Holtzman et al. 2020).
 
@@ -54,13 +55,14 @@ def replies(
         seed: of the sampling.
         max_new_tokens: longest answer.
         in_step: ranks go on together until the last has all its answers, as ZeRO-3 needs it. Then collective: every rank must call.
+        device: where the model computes; None: where its weights are.
     """
     encode = make_encoder(tokenizer)
     prompts = [[token for turn in turns for token in [*encode(turn), tokenizer.eos_token_id]] for turns in conversations]
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit:
         prompts = [ids[-max(limit - max_new_tokens, 1) :] for ids in prompts]
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), tokenizer.eos_token_id, device=device)
     mask = torch.zeros_like(ids)

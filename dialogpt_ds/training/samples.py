@@ -12,7 +12,7 @@ class Sampler:
 
     def __init__(self, settings: Settings, engine: Any) -> None:
         self.settings, self.engine = settings, engine
-        self.prompts = [prompt for prompt in settings.arguments.sample_prompts if prompt.strip()]
+        self.prompts = settings.sample_prompts
         self.together = settings.zero_stage == 3
         """Each rank holds a part of every weight, so all compute; else rank 0 has all of them and the others go on."""
 
@@ -24,7 +24,9 @@ class Sampler:
         conversations = [turns_of(prompt) for prompt in self.prompts]
         model, tokenizer = self.engine.module.model, self.settings.tokenizer
         try:
-            answers = replies(model, tokenizer, conversations, arguments.seed, arguments.sample_max_new_tokens, self.together)
+            answers = replies(
+                model, tokenizer, conversations, arguments.seed, arguments.sample_max_new_tokens, self.together, self.engine.device
+            )
         except Exception as error:  # of a model that can't generate, or for want of memory; training needs none of it
             if self.together and self.settings.world.size > 1:
                 raise  # the others wait in a collective

@@ -119,6 +119,11 @@ class Settings:
         """This rank's share of a global batch."""
         return Share(self.world.rank, self.world.size, self.batch.micro, self.batch.accumulation)
 
+    @property
+    def sample_prompts(self) -> list[str]:
+        """Prompts to answer at every evaluation; none where turn numbers are fed, which no generation here goes on with."""
+        return [prompt for prompt in self.arguments.sample_prompts if prompt.strip()] if self.arguments.no_token_id else []
+
     def schedule_settings(self) -> dict[str, Any]:
         """Return the keyword arguments of schedule.rate and schedule.peak."""
         return {

@@ -16,8 +16,9 @@ from dialogpt_ds.logs.wandb_mode import choose_mode
 from tests.conftest import ROOT
 from tests.helpers import wandb_files
 from tests.helpers.file_server import FileServer
-from tests.helpers.launch import Launched, clean_environment, deepspeed, python
+from tests.helpers.launch import BIN, Launched, clean_environment, deepspeed, python
 from tests.helpers.rank_tasks import write_deepspeed
+from tests.helpers.terminal import Terminal
 from tests.helpers.wandb_server import KEY, WandbServer, client_environment, hanging_port, refusing_port
 
 SmallWorld = tuple[Path, Path]
@@ -88,6 +89,17 @@ def test_an_offline_run_has_everything_and_no_secret(small_world: SmallWorld, tm
     assert wandb_files.exit_code(records) == 0
     assert f"wandb sync --include-online {output}/wandb/*run-*-{run.run_id}" in said
     check_no_secret(output, said)
+    look_at(output / "wandb")
+
+
+def look_at(folder: Path) -> None:
+    """Open the run with the command that the README gives, in a real terminal."""
+    with Terminal([str(BIN / "wandb"), "leet", str(folder)], rows=50, columns=200, environment=clean_environment()) as terminal:
+        for text in ("Name: a name", "Metrics [1-9 of", "best_eval_loss", "[x: step]", "data_wait_share"):
+            terminal.wait_for(text)
+        assert SECRET not in terminal.all_text()
+        terminal.send("q")
+        assert terminal.wait() == 0
 
 
 def check_artifacts(artifacts: list[Any]) -> None:
