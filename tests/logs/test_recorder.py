@@ -14,6 +14,7 @@ from dialogpt_ds.logs.recorder import Recorder
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.settings import Settings, prepare
 from dialogpt_ds.training.world import World
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -107,3 +108,8 @@ def test_every_metric_has_a_section_and_says_something() -> None:
     for name, metric in metrics.METRICS.items():
         assert metric.section in metrics.SECTIONS, name
         assert metric.meaning, name
+
+
+def test_the_readme_says_what_every_metric_is() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in metrics.METRICS if f"`{name}`" not in readme] == []
