@@ -1,6 +1,5 @@
 """Where wandb's runs go: to its server with a key, to this machine's disk without one."""
 
-import netrc
 import os
 from typing import Literal
 from urllib.parse import urlparse
@@ -11,8 +10,13 @@ ASIDE = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
 
 def server() -> str:
-    """Return the address of wandb's server."""
-    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    """Return the address of wandb's server: WANDB_BASE_URL, else of wandb's settings, else its own default."""
+    stated = os.environ.get("WANDB_BASE_URL")
+    if stated:
+        return stated
+    from wandb.sdk import wandb_setup
+
+    return str(wandb_setup.singleton().settings.base_url)
 
 
 def choose_mode(asked: Mode) -> tuple[Mode, str]:
@@ -34,7 +38,10 @@ def has_key() -> bool:
     """Look for a key where wandb looks: the environment, then the netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(server()).hostname or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        return read_netrc_auth(host=server()) is not None
+    except AuthenticationError:  # there is one, and it is malformed: wandb will say so
+        return True

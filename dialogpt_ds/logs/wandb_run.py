@@ -56,6 +56,8 @@ class WandbRun:
         self._records: queue.Queue[Record | None] = queue.Queue(MOST_WAITING)
         self._tables: queue.Queue[Record | None] = queue.Queue()
         self._failure: Exception | None = None
+        self._said = False
+        """Whether a person has been told of the failure."""
         self._ending: tuple[int, Path | None] = (0, None)
         self._run_folder: Path | None = None
         self._thread: threading.Thread | None = None
@@ -66,12 +68,9 @@ class WandbRun:
         sys.argv[1:] = without_secrets(sys.argv[1:])  # which it keeps
         output_dir.mkdir(parents=True, exist_ok=True)
         try:
-            import wandb  # noqa: F401 (here, since a loader that is forked during an import could wait for its lock for ever)
+            import wandb  # noqa: F401 (before the first fork of a loader: one made during an import could wait for its lock for ever)
         except Exception as error:  # of whatever it imports
             self._failure = error
-            return
-        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-        self._thread.start()
 
     @property
     def mode_text(self) -> str:
@@ -86,7 +85,11 @@ class WandbRun:
         if self.mode == "disabled":
             return
         if self._failure is not None:
+            self._said = True
             raise WandbError(str(self._failure)) from self._failure
+        if self._thread is None:  # only now, when the loader's processes are there: see above
+            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+            self._thread.start()
         try:
             self._records.put_nowait(record)
         except queue.Full as error:
@@ -123,14 +126,18 @@ class WandbRun:
         if stuck:
             end_service()
         late = stuck or isinstance(self._failure, TimeoutError)
-        # Of a run that was resumed all folders, in the order in which they were made.
-        what = f"wandb sync --include-online {self._folder / FOLDER}/*run-*-{self.run_id}"
+        # Offline all folders of a run that was resumed; online this one, since what is sent twice may count twice.
+        what = f"wandb sync {self._folder / FOLDER}/offline-run-*-{self.run_id}"
+        if self.mode == "online":
+            what = f"wandb sync --include-online {self._run_folder or self._folder / FOLDER}"
         look = f"wandb leet {self._folder / FOLDER}"
         if late:
-            return [f"wandb: {server()} did not take everything in {seconds:g} s; the rest, when it does: {what}"]
+            return [f"wandb: {server()} did not take everything in {seconds:g} s; the rest, when it does: {what}"] + (
+                ["wandb: the artifacts are not in it, but where the model and the logs are"] if model else []
+            )
         if self._failure is not None:
-            kept = f"; what it had is in {self._run_folder}: {what}" if self._run_folder else ""
-            return [f"wandb failed: {self._failure}{kept}"]
+            failed = [] if self._said else [f"wandb failed: {self._failure}"]
+            return failed + ([f"wandb: what it had before it failed is in {self._run_folder}: {what}"] if self._run_folder else [])
         return [f"wandb: look at it with {look}; upload it with {what}"] if self.mode == "offline" else []
 
     def _ends_in(self, seconds: float) -> bool:

@@ -124,9 +124,7 @@ class WandbServer:
 
     def hang(self) -> None:
         """Take connections and requests and answer none, also on connections that are open."""
-        if self.state == "refusing":
-            self.answer()
-        self._set("hanging")
+        self._listen_again("hanging")
 
     def refuse(self) -> None:
         """Stop listening and cut all connections: the port refuses."""
@@ -137,18 +135,21 @@ class WandbServer:
         self._reserved = _bound(self.port)
 
     def answer(self) -> None:
-        """Go back to normal on the same port; requests that hang are answered now."""
-        if self._reserved:
-            self._reserved.close()
-            self._reserved = None
-            self._server = self._listen(self.port)
-        self._set("answering")
+        """Go back to normal on the same port; requests that hang are answered now, those of clients that are gone excepted."""
+        self._listen_again("answering")
 
     def close(self) -> None:
         """Refuse from now on, and give the port back."""
         self.refuse()
         if self._reserved:
             self._reserved.close()
+
+    def _listen_again(self, state: State) -> None:
+        self._set(state)
+        if self._reserved:
+            self._reserved.close()
+            self._reserved = None
+            self._server = self._listen(self.port)
 
     def _set(self, state: State) -> None:
         with self._changed:
@@ -177,12 +178,15 @@ class WandbServer:
             def do_PUT(self) -> None:
                 self.do_POST()
 
+            def do_GET(self) -> None:
+                self.do_POST()
+
             def log_message(self, *_: Any) -> None:
                 pass
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, *where: Any) -> None:
-                if not isinstance(sys.exception(), OSError):  # a client that is gone is no fault of ours
+                if not isinstance(sys.exc_info()[1], OSError):  # a client that is gone is no fault of ours
                     super().handle_error(*where)
 
         listener = Server(("127.0.0.1", port), Handler)
@@ -223,7 +227,9 @@ class WandbServer:
         elif upload:
             self.asked["upload"] += 1
             self.files[upload[1]] = body
-        elif not path.startswith("/sdk/otel/"):  # wandb's telemetry of its own
+        elif path == "/" or path.startswith("/sdk/otel/"):  # whether anything answers; wandb's reports on itself
+            self.asked[path] += 1
+        else:
             self.unknown.append(path)
         return {}
 

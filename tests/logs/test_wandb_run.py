@@ -7,8 +7,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import pytest
+from wandb.sdk import wandb_setup
 
 from dialogpt_ds.config.arguments import SAMPLE_PROMPTS
 from dialogpt_ds.logs.text_logs import printable
@@ -87,7 +89,7 @@ def test_an_offline_run_has_everything_and_no_secret(small_world: SmallWorld, tm
     assert lines == (output / "sample_replies.txt").read_text().splitlines()[-len(SAMPLE_PROMPTS) :]
     check_artifacts(wandb_files.artifacts(records))
     assert wandb_files.exit_code(records) == 0
-    assert f"wandb sync --include-online {output}/wandb/*run-*-{run.run_id}" in said
+    assert f"wandb sync {output}/wandb/offline-run-*-{run.run_id}" in said
     check_no_secret(output, said)
     look_at(output / "wandb")
 
@@ -221,11 +223,13 @@ def test_the_mode_is_offline_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert choose_mode("online") == ("offline", "no key for api.wandb.ai: wandb login, or WANDB_API_KEY"), "the flag wins"
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    host = urlparse(wandb_setup.singleton().settings.base_url).hostname
+    assert choose_mode("online") == ("offline", f"no key for {host}: wandb login, or WANDB_API_KEY"), "the flag wins"
     assert choose_mode("auto") == ("disabled", "")
     monkeypatch.delenv("WANDB_MODE")
     assert choose_mode("auto")[0] == "offline"
-    (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
+    (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n")
     assert choose_mode("auto") == ("online", "")
     monkeypatch.setenv("WANDB_BASE_URL", "http://elsewhere:8080")
     assert choose_mode("auto")[0] == "offline", "the key is another server's"
