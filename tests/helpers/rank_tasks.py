@@ -62,6 +62,17 @@ def losses(world: World, argv: list[str], steps: int) -> list[float]:
     return found
 
 
+def turn_losses(world: World, argv: list[str]) -> dict[str, float]:
+    """Train the first step and return its losses by turn."""
+    settings = settings_of(world, argv)
+    engine = engine_of(settings)
+    batch = mixture_of(settings).batch(MixturePosition.start(len(settings.directories)), settings.share.global_rows)
+    step = rank_step(batch, settings.share, settings.row_length, settings.train.manifest.eos_id)
+    found = train_step(engine, step, torch.device("cpu"), turn_ids=False).turn_losses
+    engine.destroy()
+    return found
+
+
 def losses_in_fp16(world: World, argv: list[str], steps: int) -> list[float]:
     """Like `losses`, on a CPU that is said to compute in fp16: DeepSpeed's own fp16 optimizers and loss scaler run."""
     from deepspeed.accelerator import get_accelerator

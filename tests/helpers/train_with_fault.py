@@ -49,9 +49,9 @@ def arm(moment: str, step: int) -> None:
     if moment == "start":
         before(run, "start_engine", die)
     elif moment == "step":
-        before(run.TrainingRun, "_wishes", die, at_step)
+        before(run.TrainingRun, "_tell", die, at_step)
     elif moment == "hang":
-        before(run.TrainingRun, "_wishes", hang_here, at_step)
+        before(run.TrainingRun, "_tell", hang_here, at_step)
     elif moment == "save":  # while the files are written
         before(writer.SummingEngine, "save", die, lambda *given, **named: f"{step:08d}" in str(named.get("path", given[-1])))
     elif moment == "complete":  # all is written, the name not given

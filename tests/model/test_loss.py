@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from dialogpt_ds.model.loss import TargetLoss, to_tensors
-from dialogpt_ds.order.batches import Share, padding_rows, rank_step
+from dialogpt_ds.order.batches import TURN_GROUPS, Share, padding_rows, rank_step
 from dialogpt_ds.order.mixture import GlobalBatch, Mixture, MixtureKey, MixturePosition
 from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.shards.reader import ShardDirectory
@@ -238,3 +238,38 @@ def test_the_world_of_a_test_is_the_pools(two_ranks: RankPool) -> None:
 
 def world_of(world: World) -> World:
     return world
+
+
+def test_sums_by_turn_are_those_of_each_turns_targets(shards: Path) -> None:
+    """Computed example by example from the model's full logits: the turn of a target is counted in its example, from 1."""
+    stream, model = stream_of(shards), tiny_model()
+    batch = stream.batch(START, 8)
+    expected = torch.zeros(2, len(TURN_GROUPS))
+    with torch.no_grad():
+        for segment, row in batch.rows:
+            packing, content = segment.window.packing, segment.content()
+            for example in packing.examples[packing.starts[row] : packing.starts[row + 1]]:
+                tokens = torch.tensor(content.tokens[content.starts[example] : content.starts[example + 1]].astype("int64"))
+                nll = functional.cross_entropy(model(input_ids=tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
+                place = 0
+                for number, turn in enumerate(range(content.turn_starts[example], content.turn_starts[example + 1]), start=1):
+                    length, weight = int(content.turn_lengths[turn]), float(content.turn_weights[turn])
+                    if weight > 0:
+                        losses = nll[place - 1 : place - 1 + length]
+                        group = {2: 0, 3: 1}.get(number, 2)
+                        expected[:, group] += torch.stack([losses.sum() * weight, losses.sum()])
+                    place += length
+        micro = rank_step(batch, Share(0, 1, 8, 1), stream.row_length, EOS).micro_batches[0]
+        _, by_turn = TargetLoss(model)(**to_tensors(micro, "cpu"))
+    assert (expected[1] > 0).all(), "the data has turns of every group"
+    torch.testing.assert_close(by_turn, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_two_ranks_give_the_losses_by_turn_of_one(two_ranks: RankPool, one_rank: RankPool, shards: Path, tmp_path: Path) -> None:
+    common = ["--model", "tiny", "--train_input_file", str(shards), "--skip_eval", "--lr_schedule", "None"]
+    common += ["--deepspeed_config", rank_tasks.write_deepspeed(tmp_path, 1, "fp32"), "--output_dir", str(tmp_path / "out")]
+    both = two_ranks.run(rank_tasks.turn_losses, [*common, "--train_batch_size", "4", "--gradient_accumulation_steps", "2"])
+    alone = one_rank.run(rank_tasks.turn_losses, [*common, "--train_batch_size", "8", "--gradient_accumulation_steps", "1"])[0]
+    assert both[0] == both[1]
+    assert set(alone) == set(TURN_GROUPS)
+    assert both[0] == pytest.approx(alone, abs=1e-5)

@@ -64,7 +64,7 @@ def test_models_that_would_mix_examples_are_refused_with_the_way_out(kind: str) 
         check_model(model, kind, Wants())
     check_model(model, kind, Wants(packing=False))
     ids, places = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0, 1, 2, 3]])
-    loss, _ = TargetLoss(model)(ids, places, torch.tensor([1, 2]), torch.tensor([3, 4]), torch.ones(2))
+    loss, _ = TargetLoss(model)(ids, places, torch.tensor([1, 2]), torch.tensor([3, 4]), torch.ones(2), torch.tensor([0, 1]))
     assert torch.isfinite(loss)
 
 
@@ -101,7 +101,7 @@ def test_rows_laid_behind_each_other_as_flash_attention_wants_them_give_the_same
     ids = torch.randint(0, 257, (3, 12))
     places = torch.cat([torch.arange(7), torch.arange(5)]).repeat(3, 1)
     targets = torch.tensor([2, 9, 14, 30])
-    inputs = (ids, places, targets, ids.flatten()[targets + 1], torch.ones(4))
+    inputs = (ids, places, targets, ids.flatten()[targets + 1], torch.ones(4), torch.zeros(4, dtype=torch.int64))
     expected = loss_of(*inputs)[0]
     loss_of.in_one_row = True
     torch.testing.assert_close(loss_of(*inputs)[0], expected)
