@@ -28,6 +28,7 @@ REFUSED = {
     "--lr_schedule, --warmup_steps and --learning_rate",
     _NO_CLIPPING: 'DeepSpeed does not take it as an argument of the optimizer. Write "gradient_clipping" at the top level',
     "amp": 'DeepSpeed no longer has Apex AMP. Use "fp16" or "bf16"',
+    "comet.api_key": "DeepSpeed writes its configuration into every checkpoint. Set COMET_API_KEY in the environment",
     "elasticity": "DeepSpeed no longer has elastic training. Remove it; a checkpoint of this trainer resumes at another world size",
     "nebula": "DeepSpeed no longer has it. Remove it; checkpoints are written to output_dir",
     "curriculum_learning": "DeepSpeed no longer reads it here. Remove it; the order of the examples is the trainer's",

@@ -10,7 +10,7 @@ from dialogpt_ds.dashboard.panels import CONFIG_COLUMNS, DASHBOARD, SUMMARY_COLU
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.logs.metrics import STEP
 from dialogpt_ds.logs.wandb_mode import has_key, server
-from dialogpt_ds.logs.wandb_run import ANSWER_SECONDS, answers
+from dialogpt_ds.logs.wandb_service import ANSWER_SECONDS, answers
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr

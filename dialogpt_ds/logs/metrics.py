@@ -49,7 +49,9 @@ STEP_METRICS: dict[str, Metric] = {
     "seconds_backward": Metric("Throughput", "s", "backward passes of rank 0, gradients' reduction included"),
     "seconds_optimizer": Metric("Throughput", "s", "update of rank 0"),
     "seconds_left": Metric("Throughput", "s", "estimate of the time to the last step, evaluations and saves included"),
-    "gpu_memory_gib": Metric("Throughput", "GiB", "memory in use on the GPU that has most of it (GPUs only)"),
+    "gpu_memory_gib": Metric(
+        "Throughput", "GiB", "memory that tensors hold between steps, on the GPU that has most of it (GPUs only)"
+    ),
     "peak_memory_gib": Metric(
         "Throughput", "GiB", "most that a rank has used so far: of its GPU, or of the host's memory on a CPU"
     ),

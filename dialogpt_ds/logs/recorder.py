@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dialogpt_ds.logs.tensorboard import TensorBoard
 from dialogpt_ds.logs.text_logs import TextLogs, printable
 from dialogpt_ds.logs.wandb_run import WandbRun
 from dialogpt_ds.order.batches import RankStep
+from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.engine import StepResult
 from dialogpt_ds.training.evaluation import Evaluation
 from dialogpt_ds.training.progress_state import ProgressState, perplexity
@@ -22,16 +24,16 @@ from dialogpt_ds.training.settings import Settings
 class Recorder:
     """Files first, then the terminal, TensorBoard and wandb. A sink that fails is reported once and left out. Exists on rank 0 only."""
 
-    def __init__(self, settings: Settings, state: ProgressState, facts: dict[str, Any]) -> None:
+    def __init__(self, settings: Settings, state: ProgressState, facts: Callable[[], dict[str, Any]]) -> None:
         arguments = settings.arguments
         self.progress = Progress(arguments.num_optim_steps, state.global_step, arguments.pbar)
         self.sinks: list[Sink] = [TextLogs(settings.log_dir, state.global_step), self.progress]
         if arguments.tensorboard:
             try:
                 self.sinks.append(TensorBoard(settings.log_dir, state.global_step))
-            except OSError as error:
+            except Exception as error:  # see record
                 print(f"warning: TensorBoard's files can't be written, and are left out: {error}", file=sys.stderr, flush=True)
-        self.wandb = WandbRun(arguments, settings.output_dir, facts, state.wandb_id)
+        self.wandb = WandbRun(arguments, settings.output_dir, facts, state.wandb_id, state.global_step)
         self.sinks.append(self.wandb)
 
     def record(self, record: Record) -> None:
@@ -93,8 +95,14 @@ class Recorder:
             return
         try:
             self.progress.say(line)
-        except OSError as error:
+        except Exception as error:  # see record
             self._leave_out(self.progress, error)
+
+    def say_last(self, text: str) -> None:
+        """Print when the terminal's bar is gone."""
+        with contextlib.suppress(Exception):  # nobody reads any more
+            if text:
+                print(without_secrets(text), flush=True)
 
     def close_files(self) -> None:
         """Finish everything but wandb, which may have something to wait for."""
@@ -104,15 +112,16 @@ class Recorder:
             except Exception as error:  # see record
                 self._leave_out(sink, error)
 
-    def finish_wandb(self, exit_code: int, model: Path | None) -> list[str]:
+    def finish_wandb(self, exit_code: int, hurry: bool, model: Path | None) -> list[str]:
         """End the wandb run, waiting for its server for a bounded time; returns what a person should be told.
 
         Args:
             exit_code: of this run.
+            hurry: wait for less time, since others wait for this process.
             model: exported folder, for an artifact; None for none.
         """
         try:
-            return self.wandb.finish(exit_code, model)
+            return self.wandb.finish(exit_code, hurry, model)
         except Exception as error:  # see record
             self._leave_out(self.wandb, error)
             return []

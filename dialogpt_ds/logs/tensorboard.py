@@ -31,8 +31,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         # What was logged after the checkpoint that the run goes on from is taken back.
-        purge = {"purge_step": resumed_step + 1} if resumed_step else {}
-        self._writer: Any = SummaryWriter(str(log_dir / FOLDER), **purge)
+        self._writer: Any = SummaryWriter(str(log_dir / FOLDER), purge_step=resumed_step + 1)
 
     def take(self, record: Record) -> None:
         """Add a row's numbers under Section/name, and the replies as text."""

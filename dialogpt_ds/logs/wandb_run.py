@@ -8,21 +8,20 @@ import random
 import string
 import sys
 import threading
-import urllib.error
-import urllib.request
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.logs.record import Record
-from dialogpt_ds.logs.text_logs import METRICS
-from dialogpt_ds.logs.wandb_mode import choose_mode, server
+from dialogpt_ds.logs.text_logs import METRICS, REPLIES
+from dialogpt_ds.logs.wandb_mode import Mode, choose_mode, server
+from dialogpt_ds.logs.wandb_service import answers, end_service, quiet_teardown
 from dialogpt_ds.redaction import without_secrets
 
-ANSWER_SECONDS = 10.0
-"""A server that says nothing for so long is down."""
 INIT_SECONDS = 60.0
 FINISH_SECONDS, HURRY_SECONDS, UPLOAD_SECONDS = 60.0, 10.0, 3_600.0
 """Longest wait for the server: at the end of a run, where it was stopped or failed, and with a model to upload."""
@@ -48,29 +47,51 @@ class WandbRun:
 
     name = "wandb"
 
-    def __init__(self, arguments: TrainingArguments, output_dir: Path, facts: dict[str, Any], run_id: str | None) -> None:
-        """Start the run; `run_id` is that of the checkpoint that is gone on from, `facts` is what wandb shows as its configuration."""
-        self.mode, self.why = choose_mode(arguments.wandb_mode)
-        self.run_id = run_id or (None if self.mode == "disabled" else new_id())
-        self._arguments, self._folder, self._facts = arguments, output_dir, facts
-        self._records: queue.Queue[Record | None] = queue.Queue(MOST_WAITING)
-        self._tables: queue.Queue[Record | None] = queue.Queue()
+    def __init__(
+        self,
+        arguments: TrainingArguments,
+        output_dir: Path,
+        facts: Callable[[], dict[str, Any]],
+        run_id: str | None,
+        first_step: int,
+    ) -> None:
+        """Prepare the run.
+
+        Args:
+            arguments: of the command line.
+            output_dir: of the run; wandb's own folder is made in it.
+            facts: returns what wandb shows as its configuration; asked in wandb's thread, since it may read from a remote place.
+            run_id: that of the checkpoint that is gone on from.
+            first_step: its step, or 0.
+        """
+        self.mode: Mode = "offline"
+        self.why = ""
         self._failure: Exception | None = None
         self._said = False
         """Whether a person has been told of the failure."""
+        # At exit it would wait for a server that hangs, to report on itself.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        try:
+            self.mode, self.why = choose_mode(arguments.wandb_mode)
+            if self.mode != "disabled":
+                import wandb  # noqa: F401 (here, since a loader that is forked during an import could wait for its lock for ever)
+        except Exception as error:  # of its settings, or of whatever it imports
+            self._failure = error
+        self._resumed = run_id is not None
+        self.run_id = run_id or (None if self.mode == "disabled" else new_id())
+        self._arguments, self._folder, self._first_step = arguments, output_dir, first_step
+        self._facts = cache(facts)
+        self._metrics_file = Path(arguments.log_dir or output_dir).expanduser() / METRICS
+        self._records: queue.Queue[Record | None] = queue.Queue(MOST_WAITING)
+        self._tables: queue.Queue[Record | None] = queue.Queue()
+        self._recent: deque[tuple[float, dict[str, Any]]] = deque()
+        """Rows that wandb may not have brought to the disk yet, with the time when it got them."""
         self._ending: tuple[int, Path | None] = (0, None)
         self._run_folder: Path | None = None
         self._thread: threading.Thread | None = None
-        if self.mode == "disabled":
-            return
-        # At exit it would wait for a server that hangs, to report on itself.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        sys.argv[1:] = without_secrets(sys.argv[1:])  # which it keeps
-        output_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            import wandb  # noqa: F401 (before the first fork of a loader: one made during an import could wait for its lock for ever)
-        except Exception as error:  # of whatever it imports
-            self._failure = error
+        if self.mode != "disabled":
+            sys.argv[1:] = without_secrets(sys.argv[1:])  # which it keeps
+            output_dir.mkdir(parents=True, exist_ok=True)
 
     @property
     def mode_text(self) -> str:
@@ -87,7 +108,7 @@ class WandbRun:
         if self._failure is not None:
             self._said = True
             raise WandbError(str(self._failure)) from self._failure
-        if self._thread is None:  # only now, when the loader's processes are there: see above
+        if self._thread is None:  # not before there is something, so that mostly the loader's processes are forked by now
             self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
             self._thread.start()
         try:
@@ -109,11 +130,12 @@ class WandbRun:
         """Longest wait for the last table."""
         return min(TABLE_SECONDS, self._finish_seconds)
 
-    def finish(self, exit_code: int, model: Path | None) -> list[str]:
+    def finish(self, exit_code: int, hurry: bool, model: Path | None) -> list[str]:
         """End the run, waiting for the server for a bounded time; returns what is left for a person to do.
 
         Args:
-            exit_code: of this run; where it isn't 0 there is less time.
+            exit_code: of this run.
+            hurry: wait for HURRY_SECONDS at most.
             model: exported folder, to be an artifact with the table of evaluations; None for none.
         """
         if self._thread is None:
@@ -121,8 +143,8 @@ class WandbRun:
         self._ending = (exit_code, model)
         with contextlib.suppress(queue.Full):
             self._records.put_nowait(None)
-        seconds = HURRY_SECONDS if exit_code else self._finish_seconds
-        stuck = not self._ends_in(seconds + (0 if exit_code else self._table_seconds + LET_GO_SECONDS))
+        seconds = HURRY_SECONDS if hurry else self._finish_seconds
+        stuck = not self._ends_in(seconds, 0.0 if hurry else self._table_seconds + LET_GO_SECONDS)
         if stuck:
             end_service()
         late = stuck or isinstance(self._failure, TimeoutError)
@@ -140,16 +162,17 @@ class WandbRun:
             return failed + ([f"wandb: what it had before it failed is in {self._run_folder}: {what}"] if self._run_folder else [])
         return [f"wandb: look at it with {look}; upload it with {what}"] if self.mode == "offline" else []
 
-    def _ends_in(self, seconds: float) -> bool:
-        """Return whether the thread ends in time; a person may end the wait."""
+    def _ends_in(self, seconds: float, grace: float) -> bool:
+        """Return whether the thread ends in time, or a little later; a person may end the wait where there is a grace."""
         assert self._thread is not None
         try:
             self._thread.join(min(seconds, SILENT_SECONDS))
-            if self._thread.is_alive():
-                print(f"wandb is sending the rest, for {seconds:,.0f} s at most (Ctrl-C leaves it for later)", flush=True)
-                self._thread.join(max(seconds - SILENT_SECONDS, 0.0))
-        except KeyboardInterrupt:
+            if self._thread.is_alive() and grace:
+                print(f"wandb is sending the rest, for {seconds:,.0f} s or a little more (Ctrl-C leaves it for later)", flush=True)
+            self._thread.join(max(seconds + grace - SILENT_SECONDS, 0.0))
+        except KeyboardInterrupt:  # after it Python 3.11 takes the thread for ended
             print("not waiting for wandb any more", file=sys.stderr, flush=True)
+            return False
         return not self._thread.is_alive()
 
     def _work(self) -> None:
@@ -159,7 +182,7 @@ class WandbRun:
             tables = threading.Thread(target=self._log_tables, args=(run,), name="wandb-tables", daemon=True)
             tables.start()
             while (record := self._records.get()) is not None:
-                run.log(record.values)
+                run = self._log(run, record.values)
                 if record.replies:
                     self._tables.put(record)
             self._tables.put(None)
@@ -169,8 +192,31 @@ class WandbRun:
                 self._log_artifacts(run, model)
             run.finish(exit_code=exit_code)
         except Exception as error:  # whatever wandb raises, the run goes on without it
-            _quiet_teardown()
+            quiet_teardown()
             self._failure = error
+
+    def _log(self, run: Any, row: dict[str, Any]) -> Any:
+        """Log a row; returns the run, another one where wandb's process was ended, as a launcher does that ends what is below it."""
+        now = time.monotonic()
+        while self._recent and now - self._recent[0][0] > 2 * FLUSH_SECONDS:
+            self._recent.popleft()
+        self._recent.append((now, row))
+        try:
+            run.log(row)
+        except Exception:  # once more, with all that the other may not have written down
+            quiet_teardown()
+            end_service()
+            run = self._init()
+            for _, earlier in self._recent:
+                run.log(earlier)
+        return run
+
+    def _catch_up(self, run: Any) -> None:
+        """Give a resumed run what its server never got, because an earlier process was killed or was offline."""
+        there = run.summary.get("step")
+        for row in rows_in(self._metrics_file):
+            if row["step"] > (there or 0) and row["step"] <= self._first_step:
+                run.log(row)
 
     def _start(self) -> Any:
         """Return wandb's run: online where its server answers, else offline."""
@@ -181,18 +227,16 @@ class WandbRun:
         except Exception as error:
             if self.mode != "online":
                 raise
-            self._go_offline(f"{server()}: {str(error).splitlines()[0]}")
+            self._go_offline(f"{server()}: {(str(error).splitlines() or [repr(error)])[0]}")
             end_service()  # in it the id is taken
             run = self._init()
-        self._run_folder = Path(run.dir).parent
-        # Our own step is the axis, so that wandb's never refuses a point after a resume.
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
+        if self._resumed and self.mode == "online":
+            self._catch_up(run)
         return run
 
     def _go_offline(self, why: str) -> None:
         self.mode, self.why = "offline", why
-        print(f"warning: wandb is offline in this run: {why}", file=sys.stderr, flush=True)
+        print(f"warning: wandb is offline in this run: {without_secrets(why)}", file=sys.stderr, flush=True)
 
     def _init(self) -> Any:
         import wandb
@@ -203,11 +247,16 @@ class WandbRun:
             disable_code=True, x_save_requirements=False, x_transaction_log_flush_interval=FLUSH_SECONDS,
         )  # fmt: skip
         mode: Any = self.mode
-        return wandb.init(
+        run = wandb.init(
             project=a.wandb_project, entity=a.wandb_entity or None, name=a.wandb_run_name or self._folder.name,
             tags=a.wandb_tags or None, group=a.wandb_group or None, job_type=a.wandb_job_type or None, dir=str(self._folder),
-            config=self._facts, mode=mode, id=self.run_id, resume="allow", settings=settings,
+            config=self._facts(), mode=mode, id=self.run_id, resume="allow", settings=settings,
         )  # fmt: skip
+        self._run_folder = Path(run.dir).parent
+        # Our own step is the axis, so that wandb's never refuses a point after a resume.
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        return run
 
     def _log_tables(self, run: Any) -> None:
         """What another thread does, since wandb asks its server about each table, and metrics are not to wait for that."""
@@ -221,58 +270,45 @@ class WandbRun:
                 run.log({"step": step, "sample_replies": table})
             except Exception as error:  # the next one may get there
                 if not failed:
-                    print(f"warning: wandb did not take the replies of step {step:,}: {error}", file=sys.stderr, flush=True)
+                    print(
+                        f"warning: wandb did not take the replies of step {step:,}, which are in {REPLIES}: {without_secrets(str(error))}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 failed = True
 
     def _log_artifacts(self, run: Any, model: Path) -> None:
         import wandb
 
-        folder = wandb.Artifact(f"model-{self.run_id}", type="model", description=f"{model.parent.name}, exported at its last step")
-        folder.add_dir(str(model))
-        run.log_artifact(folder)
-        columns, rows = evaluations_in(Path(self._arguments.log_dir or self._folder).expanduser() / METRICS)
-        evaluations = wandb.Artifact(f"evaluations-{self.run_id}", type="evaluation")
-        evaluations.add(wandb.Table(columns=columns, data=rows), "evaluations")
-        run.log_artifact(evaluations)
+        try:
+            folder = wandb.Artifact(
+                f"model-{self.run_id}", type="model", description=f"{model.parent.name}, exported at its last step"
+            )
+            folder.add_dir(str(model))
+            run.log_artifact(folder)
+            columns, rows = evaluations_in(self._metrics_file)
+            evaluations = wandb.Artifact(f"evaluations-{self.run_id}", type="evaluation")
+            evaluations.add(wandb.Table(columns=columns, data=rows), "evaluations")
+            run.log_artifact(evaluations)
+        except Exception as error:  # the run itself can be ended all the same
+            print(f"warning: wandb did not take the artifacts: {without_secrets(str(error))}", file=sys.stderr, flush=True)
 
 
 def evaluations_in(metrics: Path) -> tuple[list[str | int], list[list[Any]]]:
     """Return the columns and rows of all evaluations in a metrics.jsonl."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if '"eval_loss"' in line]
+    rows = [row for row in rows_in(metrics) if "eval_loss" in row]
     columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
-    return columns, [[row.get(name) for name in columns] for row in rows]
+    return columns, [[row.get(str(name)) for name in columns] for row in rows]
+
+
+def rows_in(metrics: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a metrics.jsonl that is at work."""
+    with open(metrics, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
 
 
 def new_id() -> str:
     """Return an id for a run: 8 letters and digits, whatever the seed of training."""
     return "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
-
-
-def answers(address: str) -> bool:
-    """Return whether something at an address says anything."""
-    try:
-        with urllib.request.urlopen(address, timeout=ANSWER_SECONDS):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
-
-
-def end_service() -> None:
-    """End wandb's own process, which would keep this one waiting for a server that hangs. What it took is on the disk by then."""
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if "wandb-core" in child.name():
-                child.kill()
-    _quiet_teardown()
-    with contextlib.suppress(Exception, SystemExit):  # it ends the program where it finds its process gone
-        import wandb
-
-        wandb.teardown()
-
-
-def _quiet_teardown() -> None:
-    """Keep wandb from saying with a traceback, when Python ends, that its process is gone."""
-    usual = sys.unraisablehook
-    sys.unraisablehook = lambda about: None if "teardown_atexit" in repr(about.object) else usual(about)

@@ -43,8 +43,9 @@ class Arithmetic:
     def operations(self, tokens: int, targets: int, row_length: int) -> float:
         """Return the floating-point operations of a forward and a backward pass.
 
-        6 for each weight and token, 12 * layers * width * row_length for attention a token. Padding, recomputing and the optimizer
-        are no operations of the model.
+        6 for each weight and token, 12 * layers * width * row_length for attention a token, as if it saw its whole row: examples in a
+        row don't see each other, but only kernels for rows of several sequences leave that out. Padding, recomputing and the
+        optimizer are no operations of the model.
         """
         attention = 12 * self.layers * self.width * row_length
         return float(tokens) * (6 * self.body_weights + attention) + 6.0 * targets * self.head_weights
@@ -102,11 +103,17 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the operations per second of a square matrix product, the best of several, with the size that takes a little while."""
     size, best = 128, 0.0
     while True:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        a, b = (
+            torch.full((size, size), 0.01, device=device, dtype=dtype) for _ in range(2)
+        )  # no random numbers, which are the run's
         a @ b  # the first one also loads code
         seconds = min(_seconds_of(a, b, device) for _ in range(3))
         best = max(best, 2 * size**3 / seconds)
         if seconds > MEASURED_SECONDS or size >= 8_192:
+            del a, b
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(device)
             return best
         size *= 2
 

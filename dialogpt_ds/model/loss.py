@@ -89,8 +89,10 @@ class TargetLoss(nn.Module):
         else:
             nll = _nll(self.model(**inputs).logits.flatten(0, 1)[target_places], labels)
         weighted = nll * weights
-        members = functional.one_hot(turn_groups, len(TURN_GROUPS)).to(nll.dtype)
-        return weighted.sum(), torch.stack([weighted.detach(), nll.detach()]) @ members
+        both = torch.stack([weighted, nll]).detach()
+        # No matrix product, which autocast computes in half precision, and in which an infinite loss spoils the other groups.
+        by_turn = [torch.where(turn_groups == group, both, 0.0).sum(dim=1) for group in range(len(TURN_GROUPS))]
+        return weighted.sum(), torch.stack(by_turn, dim=1)
 
     def _nll_of_hidden(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return each target's negative log-likelihood, [targets] fp32, from the states that predict them, [targets, width]."""

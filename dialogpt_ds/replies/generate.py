@@ -61,7 +61,8 @@ def replies(
     prompts = [[token for turn in turns for token in [*encode(turn), tokenizer.eos_token_id]] for turns in conversations]
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit:
-        prompts = [ids[-max(limit - max_new_tokens, 1) :] for ids in prompts]
+        max_new_tokens = min(max_new_tokens, limit - 1)
+        prompts = [ids[-(limit - max_new_tokens) :] for ids in prompts]
     device = device or next(model.parameters()).device
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), tokenizer.eos_token_id, device=device)
@@ -80,7 +81,7 @@ def replies(
         ):
             torch.manual_seed(seed)
             output = model.generate(
-                ids, attention_mask=mask, do_sample=True, top_p=0.9, max_new_tokens=max_new_tokens,
+                ids, attention_mask=mask, do_sample=True, top_p=0.9, top_k=0, temperature=1.0, max_new_tokens=max_new_tokens,
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, synced_gpus=in_step,
                 remove_invalid_values=True,  # logits that fp16 can't hold would end a long run here
             )  # fmt: skip

@@ -1,5 +1,6 @@
 """The training command: launch/train.py and dialogpt-train."""
 
+import io
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.errors import EXIT_DONE
 from dialogpt_ds.logs.rank_output import mark_lines_of
 from dialogpt_ds.logs.tensorboard import require_tensorboard
+from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.requirements import check_requirements
 from dialogpt_ds.training.world import World, check_world, prepare_cpu, prepare_environment, world_from_environment
 
@@ -23,6 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit code."""
     world = world_from_environment()
     prepare_environment(world)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a reply may have what a terminal's encoding lacks
     mark_lines_of(world)
     return run_command(lambda: _train(argv, world), world.is_first)
 
@@ -74,7 +79,7 @@ def show(settings: "Settings") -> None:
     """Do what was asked for instead of training; rank 0 only."""
     arguments = settings.arguments
     if arguments.print_config:
-        print_config(settings.what_runs(), settings.deepspeed)
+        print_config(without_secrets(settings.what_runs()), without_secrets(settings.deepspeed))
     if arguments.plot_schedule:
         from dialogpt_ds.plots.curves import checked_picture
         from dialogpt_ds.plots.schedule import save_schedule

@@ -2,14 +2,10 @@
 
 import json
 import math
-import os
-import shutil
-import sys
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -18,8 +14,6 @@ from dialogpt_ds.checkpoints.folder import BEST
 from dialogpt_ds.checkpoints.load import load_checkpoint
 from dialogpt_ds.checkpoints.writer import SaveError
 from dialogpt_ds.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, UserError
-from dialogpt_ds.export.card import model_card
-from dialogpt_ds.export.folder import FOLDER, gather_weights, probe, write_export
 from dialogpt_ds.files import replace_text
 from dialogpt_ds.logs.record import Reply
 from dialogpt_ds.logs.recorder import Recorder, step_values
@@ -31,9 +25,10 @@ from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.order.stream import RowStream
 from dialogpt_ds.redaction import without_secrets
-from dialogpt_ds.training.agreement import all_gathered, all_reports
+from dialogpt_ds.training.agreement import all_gathered
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.divergence import Diverged, DivergenceWatch, Scale, report
+from dialogpt_ds.training.ending import end_alone
 from dialogpt_ds.training.engine import (
     StepResult,
     learning_rate,
@@ -44,6 +39,7 @@ from dialogpt_ds.training.engine import (
     train_step,
 )
 from dialogpt_ds.training.evaluation import evaluate
+from dialogpt_ds.training.exporting import export_model
 from dialogpt_ds.training.gauges import largest, told_by_this_rank
 from dialogpt_ds.training.hang import HangWatch
 from dialogpt_ds.training.progress_state import ProgressState
@@ -54,17 +50,6 @@ from dialogpt_ds.training.settings import Settings, model_of
 from dialogpt_ds.training.start import Beginning, begin
 from dialogpt_ds.training.stopping import REASONS, StopRequests, exit_code_of
 from dialogpt_ds.training.world import join_world, leave_world
-
-LOST_CONTACT = (
-    "closed by peer",
-    "Connection reset",
-    "Broken pipe",
-    "Socket Timeout",
-    "Timed out waiting",
-    "NCCL",
-    "DistBackendError",
-)
-"""What gloo and NCCL say where another rank is gone."""
 
 
 class TrainingRun:
@@ -138,7 +123,7 @@ class TrainingRun:
         text = yaml.safe_dump(without_secrets(settings.what_runs()), sort_keys=False, allow_unicode=True)
         replace_text(settings.output_dir / "run_config.yaml", text)
         replace_text(settings.output_dir / "ds_config.json", json.dumps(without_secrets(settings.deepspeed), indent=2) + "\n")
-        self.recorder = Recorder(settings, state, run_facts(settings, self.num_parameters, self.peak))
+        self.recorder = Recorder(settings, state, lambda: run_facts(settings, self.num_parameters, self.peak))
         state.wandb_id = self.recorder.wandb.run_id
         self.recorder.say(start_table(settings, self.num_parameters, self.recorder.wandb.mode_text, state.global_step, self.peak))
         for note in self.notes:
@@ -301,7 +286,7 @@ class TrainingRun:
     def _finish(self) -> None:
         """Export the model, and put together where everything is."""
         self.watch.beat("exporting the model")
-        self.exported = self._export()
+        self.exported = export_model(self.engine, self.saver, self.state, self.data.position, self.device)
         step = self.state.global_step
         warnings = {
             "updates left out": self.engine.skipped_steps,
@@ -309,7 +294,9 @@ class TrainingRun:
             "failed saves": self.saver.num_failed,
             "blocks that can't be read": self.data.num_skipped_blocks,
         }
-        places = {"model": self.exported, "checkpoint": self.saver.folder.path(self.saver.saved_step or 0)}
+        places = {"model": self.exported}
+        if self.saver.saved_step is not None:
+            places["checkpoint"] = self.saver.folder.path(self.saver.saved_step)
         self.last_words = end_summary(self.settings, self.state, self.clock.line(self.state), warnings, places)
         if self.saver.saved_step != step:
             raise RunError(
@@ -322,32 +309,10 @@ class TrainingRun:
             return
         recorder, self.recorder = self.recorder, None
         recorder.close_files()
-        later = recorder.finish_wandb(code, self.exported if self.arguments.wandb_artifacts else None)
-        print(*filter(None, [self.last_words, *later]), sep="\n", flush=True)
-
-    def _export(self) -> Path:
-        """Write output_dir/model in the training precision; raises RunError on all ranks where it can't be, or loads back differently."""
-        output = self.settings.output_dir
-        weights = gather_weights(self.engine, self.settings.zero_stage, keep=self.world.is_first)
-        live = probe(self.engine.module.model, self.device)
-        failure = None
-        if self.world.is_first:
-            description = output / f"unfinished-{FOLDER}-description"
-            try:
-                self.saver.write_description(description)
-                summary = self.saver.summary(self.state, self.data.position)
-                card = model_card(summary.run, summary.step)
-                write_export(weights, live, description / FOLDER, output / FOLDER, card, summary.step)
-            except OSError as error:
-                failure = f"the model can't be exported to {output / FOLDER}: {error}"
-            except RunError as error:
-                failure = str(error)
-            finally:
-                shutil.rmtree(description, ignore_errors=True)
-        failures = all_reports(failure, self.device)
-        if failures:
-            raise RunError(failures[0])
-        return output / FOLDER
+        recorder.say_last(self.last_words)
+        artifacts = self.exported if self.arguments.wandb_artifacts else None
+        for line in recorder.finish_wandb(code, self.exported is None, artifacts):
+            recorder.say_last(line)
 
 
 def _first_reason(sums: list[float]) -> str | None:
@@ -388,23 +353,3 @@ def train(settings: Settings) -> int:
             end_alone(error, settings)
     run.part(code)  # out here, where Ctrl-C ends it
     return code
-
-
-def end_alone(error: Exception, settings: Settings) -> NoReturn:
-    """End this rank at once: what went wrong here, the others don't know of, and anything done together would wait for them."""
-    rank = settings.world.rank
-    if isinstance(error, RuntimeError) and any(words in f"{type(error).__name__} {error}" for words in LOST_CONTACT):
-        print(
-            f"run failed: rank {rank} has lost contact with another rank, which has ended or can't be reached; its own message, if it had "
-            "time for one, stands above. The last complete checkpoint is kept: the same command goes on from it. "
-            f"({str(error).splitlines()[0][:200]})",
-            file=sys.stderr,
-        )
-        if settings.arguments.verbose:
-            traceback.print_exc()
-    else:
-        print(f"run failed: rank {rank} met an error that nobody foresaw:", file=sys.stderr)
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(EXIT_RUN_FAILED)

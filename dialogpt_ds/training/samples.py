@@ -12,7 +12,7 @@ class Sampler:
 
     def __init__(self, settings: Settings, engine: Any) -> None:
         self.settings, self.engine = settings, engine
-        self.prompts = settings.sample_prompts
+        self.prompts = settings.sample_prompts if engine.module.model.can_generate() else []
         self.together = settings.zero_stage == 3
         """Each rank holds a part of every weight, so all compute; else rank 0 has all of them and the others go on."""
 
@@ -29,7 +29,7 @@ class Sampler:
             )
         except Exception as error:  # of a model that can't generate, or for want of memory; training needs none of it
             if self.together and self.settings.world.size > 1:
-                raise  # the others wait in a collective
+                raise  # the others wait in a collective, so there is no going on
             prompts, self.prompts = self.prompts, []
             return [], f"warning: no replies to the {len(prompts)} sample prompts from here on: {error!r}"
         return [Reply(prompt, answer) for prompt, answer in zip(self.prompts, answers, strict=True)], ""

@@ -87,6 +87,7 @@ def check_same_run(settings: Settings, choice: Choice | None) -> None:
         "save_step": settings.save_step,
         "on_bad_block": arguments.on_bad_block,
         "changed_order": arguments.changed_order,
+        "sample_prompts": (settings.sample_prompts, arguments.sample_max_new_tokens, arguments.seed),
         "model": settings.model.shape(),
         "checkpoint that is gone on from": choice and (choice.step, choice.bridged),
     }

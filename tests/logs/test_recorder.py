@@ -50,7 +50,7 @@ class Broken:
 def test_a_sink_that_fails_is_reported_once_and_the_others_get_everything(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recorder = Recorder(settings, ProgressState(), {})
+    recorder = Recorder(settings, ProgressState(), dict)
     broken = Broken()
     recorder.sinks.insert(0, broken)
     for number in (1, 2, 3):
@@ -64,7 +64,7 @@ def test_a_sink_that_fails_is_reported_once_and_the_others_get_everything(
 
 
 def test_a_terminal_that_is_gone_ends_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder(settings, ProgressState(), {})
+    recorder = Recorder(settings, ProgressState(), dict)
 
     def gone(*_: Any, **__: Any) -> None:
         raise BrokenPipeError(32, "Broken pipe")
@@ -78,7 +78,7 @@ def test_a_terminal_that_is_gone_ends_nothing(settings: Settings, monkeypatch: p
 
 
 def test_replies_are_lines_of_a_text_file_and_cut_back_on_a_resume(settings: Settings) -> None:
-    first = Recorder(settings, ProgressState(), {})
+    first = Recorder(settings, ProgressState(), dict)
     for number in (5, 10):
         values = {"step": number, "eval_loss": 1.0}
         first.record(
@@ -90,7 +90,7 @@ def test_replies_are_lines_of_a_text_file_and_cut_back_on_a_resume(settings: Set
         "step 5: How are you? -> a\\nb\\x1b[31m 5",
         "step 10: How are you? -> a\\nb\\x1b[31m 10",
     ]
-    Recorder(settings, ProgressState(global_step=7), {}).close_files()
+    Recorder(settings, ProgressState(global_step=7), dict).close_files()
     assert file.read_text().splitlines() == ["step 5: How are you? -> a\\nb\\x1b[31m 5"]
 
 

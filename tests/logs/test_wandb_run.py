@@ -219,6 +219,66 @@ def test_a_resumed_run_is_the_same_run_and_no_step_of_it_is_dropped(small_world:
         assert KEY not in "".join(path.read_text(errors="replace") for path in output.rglob("*.*") if path.is_file())
 
 
+def test_what_a_killed_run_had_not_sent_comes_with_the_resume(small_world: SmallWorld, tmp_path: Path) -> None:
+    """wandb sends every fifteen seconds or so, and a kill takes the rest with it."""
+    output = tmp_path / "out"
+    with WandbServer() as server:
+        command_line = [*python(), *options(small_world, output, 100_000, *ON, "--save_step", "20", "--valid_step", "100000")]
+        with Launched(command_line, tmp_path / "log", server.environment()) as command:
+            command.wait_until(lambda: (output / "checkpoints" / "step-00000020").is_dir() and len(logged(output)) > 30)
+            command.process.kill()
+            command.process.wait()
+        (run,) = server.runs.values()
+        assert len(run.history) < 20, "else this proves nothing"
+        resumed = [*python(), *options(small_world, output, 60, *ON, "--save_step", "20", "--valid_step", "100000")]
+        with Launched(resumed, tmp_path / "log2", server.environment()) as command:
+            assert command.wait() == 0, command.output
+        assert list(server.runs.values()) == [run]
+        assert own(run.history) == logged(output)
+
+
+def test_wandbs_process_ended_by_a_launcher_costs_no_row(small_world: SmallWorld, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    more = ["--wandb_mode", "offline", "--valid_step", "100000", "--save_step", "100000"]
+    with Launched([*python(), *options(small_world, output, 300, *more)], tmp_path / "log") as command:
+        command.wait_until(lambda: (output / "metrics.jsonl").is_file() and len(logged(output)) > 30)
+        (core,) = [process for process in command.descendants() if "wandb-core" in process.name()]
+        core.terminate()
+        assert command.wait() == 0, command.output
+        said = command.output
+    assert "wandb failed" not in said
+    found: dict[str, dict[str, Any]] = {}
+    folders = sorted((output / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    for folder in folders:
+        for row in own(wandb_files.history(wandb_files.read_records(wandb_files.log_file(folder), killed=True))):
+            found[json.dumps(row, sort_keys=True)] = row
+    assert sorted(found.values(), key=lambda row: (row["step"], "seconds_save" in row, "eval_loss" not in row)) == sorted(
+        logged(output), key=lambda row: (row["step"], "seconds_save" in row, "eval_loss" not in row)
+    )
+
+
+def test_ctrl_c_ends_the_wait_for_a_server_that_hangs(small_world: SmallWorld, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with WandbServer() as server:
+        environment = clean_environment() | server.environment()
+        command = [*python(), *options(small_world, output, 30, *ON)]
+        with Terminal(command, rows=60, columns=160, environment=environment, cwd=ROOT) as terminal:
+            terminal.wait_for("/30 [", 60)
+            while not server.runs:
+                assert terminal.process.poll() is None, terminal.all_text()
+            server.hang()
+            terminal.wait_for("wandb is sending the rest, for 60 s or a little more (Ctrl-C leaves it for later)", 60)
+            assert "done        30 steps" in terminal.all_text(), "said before the wait"
+            terminal.send("\x03")
+            assert terminal.wait(30) == 0, terminal.all_text()
+            said = terminal.all_text()
+    assert "not waiting for wandb any more" in said
+    assert "did not take everything" in said
+    assert "wandb sync --include-online" in said
+    assert "Traceback" not in said
+
+
 def test_the_mode_is_offline_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
