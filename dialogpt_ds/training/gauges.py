@@ -1,15 +1,13 @@
 """What each rank tells of itself at the end of a step, in the reduction that the loss needs anyway, and the largest over all ranks."""
 
-import psutil
 import torch
 
-from dialogpt_ds.training.memory import peak_of_this_process
+from dialogpt_ds.process import resident_memory
 from dialogpt_ds.training.world import World
 
 GIB = 2**30
 GAUGES = ("seconds_data", "peak_memory_gib", "host_memory_gib", "gpu_memory_gib")
 """Names of logs.metrics."""
-_PROCESS = psutil.Process()
 
 
 def told_by_this_rank(world: World, device: torch.device, seconds_data: float) -> list[float]:
@@ -17,12 +15,11 @@ def told_by_this_rank(world: World, device: torch.device, seconds_data: float) -
 
     With 3 ranks and 2 gauges rank 1 returns 0 0 a b 0 0.
     """
-    mine = [
-        seconds_data,
-        peak_of_this_process(device) / GIB,
-        _PROCESS.memory_info().rss / GIB,
-        torch.cuda.memory_allocated(device) / GIB if device.type == "cuda" else 0.0,
-    ]
+    now, most = resident_memory()
+    on_gpu = 0
+    if device.type == "cuda":
+        most, on_gpu = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
+    mine = [seconds_data, most / GIB, now / GIB, on_gpu / GIB]
     told = [0.0] * (len(GAUGES) * world.size)
     told[world.rank * len(GAUGES) : (world.rank + 1) * len(GAUGES)] = mine
     return told

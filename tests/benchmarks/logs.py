@@ -2,19 +2,22 @@
 
     python -m tests.benchmarks.logs --tsv ../shared/data/reddit_t1000.tsv --models 117M tiny
 
-A real run in one process writes to every sink (the log files, a progress bar, TensorBoard, wandb offline). "told" is what each rank
-does for the reduction at a step's end, "recorded" what rank 0 does after it, while the other ranks are at the next step's rows already;
-both are measured inside of the run, so they are shares of the same steps, whatever else the machine is doing. "beside" is the
-processor time of wandb's own processes.
+A real run in one process, in a terminal, writes to every sink (the log files, the progress bar, TensorBoard, wandb offline). "told" is what
+each rank does for the reduction at a step's end, "recorded" what rank 0 does after it, while the other ranks are at the next step's rows
+already; "thread" is the processor time of wandb's thread, which shares the interpreter with the step. All are measured inside of
+the run, so they are shares of the same steps, whatever else the machine is doing. "beside" is the processor time of wandb's own processes.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import pty
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,20 +40,24 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(json.loads(arguments.worker))))
         return
-    print(
-        f"{'':<8} {'step, s':>9} {'told, ms':>9} {'recorded, ms':>13} {'of a step':>10} {'beside, ms':>11} {'1% of a step of, ms':>20}"
-    )
+    heads = ("step, s", "told, ms", "recorded, ms", "thread, ms", "of a step", "beside, ms", "1% of a step of, ms")
+    print(f"{'':<8} " + " ".join(f"{head:>20}" for head in heads))
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder, "shards")
         make = [sys.executable, str(ROOT / "preprocess" / "make_shards.py"), "--input", arguments.tsv, "--output", str(shards)]
         subprocess.run([*make, "--max_seq_length", "128"], check=True, stdout=subprocess.DEVNULL, timeout=600)
         for model in arguments.models:
             found = worker(arguments, model, shards, Path(folder, model))
-            cost = found["told"] + found["recorded"]
-            print(
-                f"{model:<8} {found['step']:>9.3f} {found['told'] * 1e3:>9.3f} {found['recorded'] * 1e3:>13.3f} "
-                f"{cost / found['step']:>10.3%} {found['beside'] * 1e3:>11.3f} {cost * 1e5:>20.1f}"
+            cost = found["told"] + found["recorded"] + found["thread"]
+            parts = (f"{found[name] * 1e3:.3f}" for name in ("told", "recorded", "thread"))
+            cells = (
+                f"{found['step']:.3f}",
+                *parts,
+                f"{cost / found['step']:.3%}",
+                f"{found['beside'] * 1e3:.3f}",
+                f"{cost * 1e5:.1f}",
             )
+            print(f"{model:<8} " + " ".join(f"{cell:>20}" for cell in cells))
 
 
 def worker(arguments: argparse.Namespace, model: str, shards: Path, output: Path) -> dict[str, float]:
@@ -62,27 +69,41 @@ def worker(arguments: argparse.Namespace, model: str, shards: Path, output: Path
     ]  # fmt: skip
     command = [sys.executable, "-m", "tests.benchmarks.logs", "--tsv", arguments.tsv, "--worker", json.dumps(words)]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=3_000)
-    assert done.returncode == 0, done.stderr[-3_000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    mine, theirs = pty.openpty()  # a terminal for the bar, which writes to stderr
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, cwd=ROOT, env=environment) as process:
+        os.close(theirs)
+        reader = threading.Thread(target=drained, args=(mine,), daemon=True)
+        reader.start()
+        assert process.stdout is not None
+        output = process.stdout.read()
+    assert process.returncode == 0, output[-3_000:]
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def drained(terminal: int) -> None:
+    """Read what comes to a terminal until it is closed."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 4_096):
+            pass
 
 
 def measure(words: list[str]) -> dict[str, float]:
     """Train, and look at the clock around what logging does."""
     import psutil
 
+    from dialogpt_ds.logs import wandb_run
     from dialogpt_ds.training import command, run
 
-    times: dict[str, list[float]] = {"step": [], "told": [], "recorded": []}
+    times: dict[str, list[float]] = {"step": [], "told": [], "recorded": [], "thread": []}
     processor: list[float] = []
 
-    def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(name: str, method: Callable[..., Any], clock: Callable[[], float] = time.perf_counter) -> Callable[..., Any]:
         def wrapped(*positional: Any, **named: Any) -> Any:
-            started = time.perf_counter()
+            started = clock()
             try:
                 return method(*positional, **named)
             finally:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
                 if name == "step":
                     processor.append(processor_time_of_wandb(psutil.Process()))
 
@@ -90,6 +111,8 @@ def measure(words: list[str]) -> dict[str, float]:
 
     for name, method in (("step", "_step"), ("told", "_tell"), ("recorded", "_record")):
         setattr(run.TrainingRun, method, timed(name, getattr(run.TrainingRun, method)))
+    log = timed("thread", wandb_run.WandbRun._log, time.thread_time)
+    wandb_run.WandbRun._log = log  # type: ignore[method-assign]
     assert command.main(words) == 0
     medians = {name: statistics.median(found[WARMUP:]) for name, found in times.items()}
     return medians | {"beside": (processor[-1] - processor[WARMUP - 1]) / (len(processor) - WARMUP)}

@@ -356,3 +356,8 @@ def test_a_block_that_would_do_nothing_is_refused_with_the_option_that_does_it(n
 
 def test_deepcompile_is_refused_with_the_option_that_compiles() -> None:
     assert "Give --torch_compile on the command line" in the_problem({"compile": {"deepcompile": True}})
+
+
+def test_a_key_in_the_configuration_would_be_in_every_checkpoint() -> None:
+    assert "comet.api_key" in the_problem({"comet": {"enabled": True, "api_key": "abc"}})
+    assert "COMET_API_KEY in the environment" in the_problem({"comet": {"api_key": "abc"}})

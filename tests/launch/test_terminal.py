@@ -96,6 +96,17 @@ def test_verbose_brings_back_what_the_libraries_say(small_world: SmallWorld, tmp
     assert re.search(r"^\[rank 1\] ", said, re.MULTILINE), "the other ranks' lines begin with their rank"
 
 
+def test_a_terminal_that_knows_no_unicode_loses_nothing_but_characters(small_world: SmallWorld, tmp_path: Path) -> None:
+    words = [*python(), *options(small_world, tmp_path / "ö", "--sample_prompts", "naïve?", "--num_optim_steps", "2")]
+    result = subprocess.run(
+        words, env=clean_environment() | {"PYTHONIOENCODING": "ascii"}, cwd=ROOT, capture_output=True, text=True, timeout=90
+    )
+    assert result.returncode == 0, result.stderr
+    assert "na\\xefve? ->" in result.stdout
+    assert "done        2 steps" in result.stdout
+    assert "left out" not in result.stderr
+
+
 def test_a_terminal_that_is_closed_does_not_end_the_run(small_world: SmallWorld, tmp_path: Path) -> None:
     """As with `train.py | head`: nobody reads any more, and the run goes on to its end."""
     output = tmp_path / "out"

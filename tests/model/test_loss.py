@@ -273,3 +273,15 @@ def test_two_ranks_give_the_losses_by_turn_of_one(two_ranks: RankPool, one_rank:
     assert both[0] == both[1]
     assert set(alone) == set(TURN_GROUPS)
     assert both[0] == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_sums_by_turn_are_exact_under_autocast_and_one_infinite_loss_stays_in_its_group(shards: Path) -> None:
+    stream, model = stream_of(shards), tiny_model()
+    micro = rank_step(stream.batch(START, 8), Share(0, 1, 8, 1), stream.row_length, EOS).micro_batches[0]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        weighted, by_turn = TargetLoss(model)(**to_tensors(micro, "cpu"))
+        assert by_turn[0].sum().item() == pytest.approx(weighted.item(), rel=1e-6)
+        tensors = to_tensors(micro, "cpu")
+        tensors["weights"][int((tensors["turn_groups"] == 1).nonzero()[0])] = torch.inf
+        _, by_turn = TargetLoss(model)(**tensors)
+    assert by_turn[0].isfinite().tolist() == [True, False, True]

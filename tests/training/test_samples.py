@@ -50,6 +50,14 @@ def test_the_replies_are_the_same_at_every_stage(two_ranks: RankPool, small_worl
     assert found[1] == found[3]
 
 
+def test_answers_end_where_the_models_positions_do(two_ranks: RankPool, small_world: tuple[Path, Path], tmp_path: Path) -> None:
+    """The model has 128 positions; an answer of 500 tokens would be an error in the middle of a run."""
+    words = argv(small_world, tmp_path / "out", write_deepspeed(tmp_path, 3, "fp32"), PROMPTS)
+    found = two_ranks.run(whole_run, [*words, "--sample_max_new_tokens", "500", "--num_optim_steps", "3"])
+    assert [result["code"] for result in found] == [0, 0]
+    assert len((tmp_path / "out" / "sample_replies.txt").read_text().splitlines()) == len(PROMPTS)
+
+
 def test_a_batch_of_prompts_gives_what_each_alone_gives() -> None:
     """Shorter prompts are padded on the left; greedy, so that random numbers play no part."""
     import torch
