@@ -16,6 +16,7 @@ from dialogpt_ds.config.deepspeed_keys import (
     Node,
 )
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.redaction import without_secrets
 
 _SHIPPED_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 """The files of a source checkout; an installed package has none beside it."""
@@ -200,7 +201,7 @@ def _block_problems(block: dict[str, Any], known: dict[str, Node], path: str) ->
     for key, value in block.items():
         dotted = _dotted(path, key)
         if dotted in REFUSED:
-            yield f"{dotted} ({_show(value)}) cannot be used: {REFUSED[dotted]}."
+            yield f"{dotted} ({_show(without_secrets({key: value})[key])}) cannot be used: {REFUSED[dotted]}."
         elif key not in known:
             yield f"{dotted} ({_show(value)}): DeepSpeed has no such key. {_where_instead(key, known)}"
         else:

@@ -359,5 +359,7 @@ def test_deepcompile_is_refused_with_the_option_that_compiles() -> None:
 
 
 def test_a_key_in_the_configuration_would_be_in_every_checkpoint() -> None:
-    assert "comet.api_key" in the_problem({"comet": {"enabled": True, "api_key": "abc"}})
+    problem = the_problem({"comet": {"enabled": True, "api_key": "abc"}})
+    assert "comet.api_key" in problem
+    assert "abc" not in problem
     assert "COMET_API_KEY in the environment" in the_problem({"comet": {"api_key": "abc"}})
