@@ -88,6 +88,7 @@ class WandbRun:
         """Rows that wandb may not have brought to the disk yet, with the time when it got them."""
         self._ending: tuple[int, Path | None] = (0, None)
         self._run_folder: Path | None = None
+        self._url: str | None = None
         self._thread: threading.Thread | None = None
         if self.mode != "disabled":
             sys.argv[1:] = without_secrets(sys.argv[1:])  # which it keeps
@@ -160,7 +161,9 @@ class WandbRun:
         if self._failure is not None:
             failed = [] if self._said else [f"wandb failed: {self._failure}"]
             return failed + ([f"wandb: what it had before it failed is in {self._run_folder}: {what}"] if self._run_folder else [])
-        return [f"wandb: look at it with {look}; upload it with {what}"] if self.mode == "offline" else []
+        if self.mode == "offline":
+            return [f"wandb: look at it with {look}; upload it with {what}"]
+        return [f"wandb: {self._url}"] if self._url else []
 
     def _ends_in(self, seconds: float, grace: float) -> bool:
         """Return whether the thread ends in time, or a little later; a person may end the wait where there is a grace."""
@@ -252,7 +255,7 @@ class WandbRun:
             tags=a.wandb_tags or None, group=a.wandb_group or None, job_type=a.wandb_job_type or None, dir=str(self._folder),
             config=self._facts(), mode=mode, id=self.run_id, resume="allow", settings=settings,
         )  # fmt: skip
-        self._run_folder = Path(run.dir).parent
+        self._run_folder, self._url = Path(run.dir).parent, run.url
         # Our own step is the axis, so that wandb's never refuses a point after a resume.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")

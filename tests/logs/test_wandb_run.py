@@ -210,6 +210,7 @@ def test_a_resumed_run_is_the_same_run_and_no_step_of_it_is_dropped(small_world:
                 server.environment(),
             ) as command:
                 assert command.wait() == 0, command.output
+                assert f"wandb: {server.url}/" in command.output, "where to look"
         assert server.unknown == []
         (run,) = server.runs.values()
         assert [row["step"] for row in own(run.history) if "loss" in row] == list(range(1, 13))
