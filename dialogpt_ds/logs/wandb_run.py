@@ -32,6 +32,8 @@ FLUSH_SECONDS = 5.0
 TABLE_SECONDS = 20.0
 SILENT_SECONDS = 3.0
 """A wait that takes longer is said."""
+ALWAYS_RECENT = 20
+"""Rows that are kept to be logged once more, however long ago wandb got them."""
 LET_GO_SECONDS = 5.0
 """wandb's own, to write down what it could not send."""
 FOLDER = "wandb"
@@ -87,6 +89,7 @@ class WandbRun:
         self._recent: deque[tuple[float, dict[str, Any]]] = deque()
         """Rows that wandb may not have brought to the disk yet, with the time when it got them."""
         self._ending: tuple[int, Path | None] = (0, None)
+        self._run: Any = None
         self._run_folder: Path | None = None
         self._url: str | None = None
         self._thread: threading.Thread | None = None
@@ -181,67 +184,65 @@ class WandbRun:
     def _work(self) -> None:
         """What the thread does: from wandb's start to its end."""
         try:
-            run = self._start()
-            tables = threading.Thread(target=self._log_tables, args=(run,), name="wandb-tables", daemon=True)
+            self._start()
+            tables = threading.Thread(target=self._log_tables, name="wandb-tables", daemon=True)
             tables.start()
             while (record := self._records.get()) is not None:
-                run = self._log(run, record.values)
+                self._log(record.values)
                 if record.replies:
                     self._tables.put(record)
             self._tables.put(None)
             tables.join(self._table_seconds)
             exit_code, model = self._ending
             if model is not None:
-                self._log_artifacts(run, model)
-            run.finish(exit_code=exit_code)
+                self._log_artifacts(model)
+            self._run.finish(exit_code=exit_code)
         except Exception as error:  # whatever wandb raises, the run goes on without it
             quiet_teardown()
             self._failure = error
 
-    def _log(self, run: Any, row: dict[str, Any]) -> Any:
-        """Log a row; returns the run, another one where wandb's process was ended, as a launcher does that ends what is below it."""
+    def _log(self, row: dict[str, Any]) -> None:
+        """Log a row; where wandb's process was ended, as by a launcher that ends what is below it, with another process."""
         now = time.monotonic()
-        while self._recent and now - self._recent[0][0] > 2 * FLUSH_SECONDS:
+        while len(self._recent) > ALWAYS_RECENT and now - self._recent[0][0] > 2 * FLUSH_SECONDS:
             self._recent.popleft()
         self._recent.append((now, row))
         try:
-            run.log(row)
+            self._run.log(row)
         except Exception:  # once more, with all that the other may not have written down
             quiet_teardown()
             end_service()
-            run = self._init()
+            self._init()
             for _, earlier in self._recent:
-                run.log(earlier)
-        return run
+                self._run.log(earlier)
 
-    def _catch_up(self, run: Any) -> None:
+    def _catch_up(self) -> None:
         """Give a resumed run what its server never got, because an earlier process was killed or was offline."""
-        there = run.summary.get("step")
+        there = self._run.summary.get("step")
         for row in rows_in(self._metrics_file):
             if row["step"] > (there or 0) and row["step"] <= self._first_step:
-                run.log(row)
+                self._run.log(row)
 
-    def _start(self) -> Any:
-        """Return wandb's run: online where its server answers, else offline."""
+    def _start(self) -> None:
+        """Start wandb's run: online where its server answers, else offline."""
         if self.mode == "online" and not answers(server()):
             self._go_offline(f"{server()} does not answer")
         try:
-            run = self._init()
+            self._init()
         except Exception as error:
             if self.mode != "online":
                 raise
             self._go_offline(f"{server()}: {(str(error).splitlines() or [repr(error)])[0]}")
             end_service()  # in it the id is taken
-            run = self._init()
+            self._init()
         if self._resumed and self.mode == "online":
-            self._catch_up(run)
-        return run
+            self._catch_up()
 
     def _go_offline(self, why: str) -> None:
         self.mode, self.why = "offline", why
         print(f"warning: wandb is offline in this run: {without_secrets(why)}", file=sys.stderr, flush=True)
 
-    def _init(self) -> Any:
+    def _init(self) -> None:
         import wandb
 
         a = self._arguments
@@ -259,9 +260,9 @@ class WandbRun:
         # Our own step is the axis, so that wandb's never refuses a point after a resume.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
-        return run
+        self._run = run
 
-    def _log_tables(self, run: Any) -> None:
+    def _log_tables(self) -> None:
         """What another thread does, since wandb asks its server about each table, and metrics are not to wait for that."""
         import wandb
 
@@ -270,7 +271,7 @@ class WandbRun:
             step = record.values["step"]
             try:
                 table = wandb.Table(columns=["step", "prompt", "reply"], data=[[step, *reply] for reply in record.replies])
-                run.log({"step": step, "sample_replies": table})
+                self._run.log({"step": step, "sample_replies": table})
             except Exception as error:  # the next one may get there
                 if not failed:
                     print(
@@ -280,7 +281,7 @@ class WandbRun:
                     )
                 failed = True
 
-    def _log_artifacts(self, run: Any, model: Path) -> None:
+    def _log_artifacts(self, model: Path) -> None:
         import wandb
 
         try:
@@ -288,11 +289,11 @@ class WandbRun:
                 f"model-{self.run_id}", type="model", description=f"{model.parent.name}, exported at its last step"
             )
             folder.add_dir(str(model))
-            run.log_artifact(folder)
+            self._run.log_artifact(folder)
             columns, rows = evaluations_in(self._metrics_file)
             evaluations = wandb.Artifact(f"evaluations-{self.run_id}", type="evaluation")
             evaluations.add(wandb.Table(columns=columns, data=rows), "evaluations")
-            run.log_artifact(evaluations)
+            self._run.log_artifact(evaluations)
         except Exception as error:  # the run itself can be ended all the same
             print(f"warning: wandb did not take the artifacts: {without_secrets(str(error))}", file=sys.stderr, flush=True)
 
