@@ -1,5 +1,6 @@
 """Tokenizers: where one is found by name, how its vocabulary is told apart, and the fastest encoder that is equal to it."""
 
+import functools
 import hashlib
 import json
 import os
@@ -120,6 +121,7 @@ def vocabulary_sha256(tokenizer: Any) -> str:
     return sha256_of_json({"vocabulary": tokenizer.get_vocab(), "merges": merges})
 
 
+@functools.lru_cache(maxsize=4)  # the comparison takes a sixth of a second, and replies ask at every evaluation
 def make_encoder(tokenizer: Any) -> Encode:
     """Return a function text -> ids that never injects a special token: a literal <|endoftext|> is ordinary text.
 

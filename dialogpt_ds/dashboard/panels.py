@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dialogpt_ds.logs.metrics import METRICS, SECTIONS, SOURCE_EPOCHS, metric_of
+from dialogpt_ds.logs.metrics import METRICS, REPLIES_TABLE, SECTIONS, SOURCE_EPOCHS, metric_of
 from dialogpt_ds.logs.metrics import Section as SectionName
 from dialogpt_ds.order.batches import TURN_GROUPS
 
 NOISY = 0.9
 """Smoothing for what jumps from step to step: the weight of what came before in an exponential mean; the raw curve stays behind it."""
-REPLIES_TABLE = "sample_replies"
-"""Key of the table with the replies to the sample prompts, logged at every evaluation."""
 
 
 @dataclass(frozen=True)

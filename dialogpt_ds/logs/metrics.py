@@ -28,6 +28,8 @@ def _turns(prefix: str, section: Section, what: str) -> dict[str, Metric]:
 
 STEP = "step"
 """The axis of all others: optimizer steps done, skipped updates included."""
+REPLIES_TABLE = "sample_replies"
+"""Key of wandb's table with the replies to the sample prompts, logged at every evaluation."""
 STEP_METRICS: dict[str, Metric] = {
     "epoch": Metric("Data", "epochs", "examples trained on, by the examples of an epoch"),
     "loss": Metric("Training", "nats", "sum(weight * nll) / sum(weight) over the global batch"),

@@ -132,7 +132,8 @@ class Recorder:
         if sink is self.progress:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads any more, and Python would fail once more at its end)
         with contextlib.suppress(OSError):  # the terminal is gone
-            print(f"warning: {sink.name} failed and is left out from here on: {error!r}", file=sys.stderr, flush=True)
+            said = without_secrets(f"warning: {sink.name} failed and is left out from here on: {error!r}")
+            print(said, file=sys.stderr, flush=True)
 
 
 def shortened(text: str, length: int = 100) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from dialogpt_ds.logs.progress import clock
 from dialogpt_ds.logs.text_logs import METRICS, REPLIES, TRAIN_LOG
-from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.progress_state import ProgressState, perplexity
 from dialogpt_ds.training.settings import Settings
 
@@ -56,4 +55,4 @@ def end_summary(settings: Settings, state: ProgressState, time_line: str, warnin
         ("curves", f"python launch/plot.py {logs} --output curves.png"),
     ]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {without_secrets(value)}" for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.logs.metrics import REPLIES_TABLE, STEP
 from dialogpt_ds.logs.record import Record
 from dialogpt_ds.logs.text_logs import METRICS, REPLIES
 from dialogpt_ds.logs.wandb_mode import Mode, choose_mode, server
@@ -210,7 +211,6 @@ class WandbRun:
         try:
             self._run.log(row)
         except Exception:  # once more, with all that the other may not have written down
-            quiet_teardown()
             end_service()
             self._init()
             for _, earlier in self._recent:
@@ -271,7 +271,7 @@ class WandbRun:
             step = record.values["step"]
             try:
                 table = wandb.Table(columns=["step", "prompt", "reply"], data=[[step, *reply] for reply in record.replies])
-                self._run.log({"step": step, "sample_replies": table})
+                self._run.log({STEP: step, REPLIES_TABLE: table})
             except Exception as error:  # the next one may get there
                 if not failed:
                     print(

@@ -40,7 +40,7 @@ class Arithmetic:
     layers: int
     width: int
 
-    def operations(self, tokens: int, targets: int, row_length: int) -> float:
+    def operations(self, tokens: float, targets: float, row_length: int) -> float:
         """Return the floating-point operations of a forward and a backward pass.
 
         6 for each weight and token, 12 * layers * width * row_length for attention a token, as if it saw its whole row: examples in a
@@ -48,7 +48,7 @@ class Arithmetic:
         optimizer are no operations of the model.
         """
         attention = 12 * self.layers * self.width * row_length
-        return float(tokens) * (6 * self.body_weights + attention) + 6.0 * targets * self.head_weights
+        return tokens * (6 * self.body_weights + attention) + 6 * targets * self.head_weights
 
 
 def arithmetic_of(model: Any) -> Arithmetic:

@@ -128,12 +128,12 @@ def table(arguments: argparse.Namespace, model: str, length: int, shards: Path, 
 
 def flops(model: str, length: int, tokens: float, targets: float) -> float:
     """Return the operations in `tokens` real tokens and `targets` targets; see the head of this file."""
+    from dialogpt_ds.model.arithmetic import Arithmetic
     from dialogpt_ds.model.presets import PRESETS, VOCABULARY
 
     shape = PRESETS[model]
     body = shape.layers * (12 * shape.width**2 + 13 * shape.width) + 2 * shape.width
-    attention = 12 * shape.layers * shape.width * length
-    return tokens * (6 * body + attention) + targets * 6 * shape.width * VOCABULARY
+    return Arithmetic(body, shape.width * VOCABULARY, shape.layers, shape.width).operations(tokens, targets, length)
 
 
 def run_measured(command: list[str]) -> tuple[str, float]:
