@@ -107,6 +107,8 @@ class TrainingArguments:
     optimizer and begin the new order of rows at its first row."""
     hang_timeout: float = 1_800.0
     """Seconds without any progress after which all ranks write down where they stand and the run ends; 0: never."""
+    contact_timeout: float = 90.0
+    """Seconds without an answer from another host after which it counts as lost and the run ends; 0: only hang_timeout notices."""
 
     # Output
     output_dir: str = "models/output_model"

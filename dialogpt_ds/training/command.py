@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from dialogpt_ds.commandline import make_folder, parse, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
-from dialogpt_ds.errors import EXIT_DONE
+from dialogpt_ds.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from dialogpt_ds.launching.processes import adopt_scheduler
 from dialogpt_ds.logs.rank_output import mark_lines_of
 from dialogpt_ds.logs.tensorboard import require_tensorboard
 from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.requirements import check_requirements
-from dialogpt_ds.training.world import World, check_world, prepare_cpu, prepare_environment, world_from_environment
+from dialogpt_ds.training.world import World, check_world, prepare_cpu, prepare_environment, with_own_device, world_from_environment
 
 if TYPE_CHECKING:
     from dialogpt_ds.training.settings import Settings
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit code."""
-    world = world_from_environment()
-    prepare_environment(world)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a reply may have what a terminal's encoding lacks
+    try:
+        adopt_scheduler()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    world = world_from_environment()
+    prepare_environment(world)
     mark_lines_of(world)
     return run_command(lambda: _train(argv, world), world.is_first)
 
@@ -39,6 +45,7 @@ def _train(argv: list[str] | None, world: World) -> int:
         world = World(world.rank, arguments.expect_world_size or world.size, world.local_rank)
     else:
         check_world(world, arguments.expect_world_size)
+        world = with_own_device(world)
     if not arguments.verbose:
         quieten()
     from dialogpt_ds.training.settings import prepare

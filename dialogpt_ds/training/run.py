@@ -26,6 +26,7 @@ from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.order.stream import RowStream
 from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.agreement import all_gathered
+from dialogpt_ds.training.contact import HostContact
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.divergence import Diverged, DivergenceWatch, Scale, report
 from dialogpt_ds.training.ending import end_alone
@@ -326,13 +327,16 @@ def train(settings: Settings) -> int:
     torch.manual_seed(settings.arguments.seed)
     # Weights that don't fit are a mistake, and mistakes are said before the ranks come together.
     model = model_of(settings)
-    device = join_world(settings.world, settings.arguments.verbose)
+    device = join_world(settings.world, settings.arguments.verbose, settings.arguments.hang_timeout)
     with (
         StopRequests(settings.output_dir, settings.world.is_first) as requests,
         HangWatch(settings.output_dir, settings.world.rank, settings.arguments.hang_timeout) as watch,
+        HostContact(settings.world, settings.arguments.contact_timeout) as contact,
     ):
         try:
+            notes = contact.connect()
             run = TrainingRun(settings, requests, watch, model, device)
+            run.notes += notes
             code = run.run()
             requests.carry_out()
             watch.beat("leaving")

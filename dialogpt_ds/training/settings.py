@@ -275,7 +275,7 @@ def _check_numbers(arguments: TrainingArguments) -> None:
             problems.append(f"--{name} {getattr(arguments, name)} must be 0 or more")
     if arguments.save_step is not None and arguments.save_step < 1:
         problems.append(f"--save_step {arguments.save_step} must be 1 or more")
-    for name in ("save_minutes", "hang_timeout"):
+    for name in ("save_minutes", "hang_timeout", "contact_timeout"):
         if not getattr(arguments, name) >= 0:
             problems.append(f"--{name} {getattr(arguments, name)} must be 0 or more")
     if arguments.cache_gb <= 0:

@@ -6,14 +6,21 @@ import os
 import socket
 import sys
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dialogpt_ds.errors import UserError
+from dialogpt_ds.errors import RunError, UserError
+from dialogpt_ds.launching.launcher import check_hostfile_is_there
+from dialogpt_ds.launching.meeting import Meeting, meeting_place, name_interface
+from dialogpt_ds.launching.processes import only_gpu
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt(3), from its malloc.h."""
+SECONDS_AFTER_HANG = 60.0
+WITHOUT_LIMIT = 7 * 24 * 3600.0
+"""Seconds that a collective waits where hangs are not watched for."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class World:
 
 
 def world_from_environment() -> World:
-    """Return what the launcher (deepspeed, torchrun) says in the environment; without one, a world of one process."""
+    """Return what the launcher says in the environment (see adopt_scheduler()); without one, a world of one process."""
     return World(
         rank=int(os.environ.get("RANK", "0")),
         size=int(os.environ.get("WORLD_SIZE", "1")),
@@ -40,15 +47,17 @@ def world_from_environment() -> World:
     )
 
 
+def with_own_device(world: World) -> World:
+    """Return the world with the number of this process's GPU among those that it sees, where its scheduler shows it only its own."""
+    import torch
+
+    only_gpu(torch.accelerator.device_count())
+    return replace(world, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def check_world(world: World, expected: int | None) -> None:
-    """Refuse a world of another size than `--expect_world_size`; raises UserError."""
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if world.size == 1 and tasks > 1:
-        raise UserError(
-            f"srun started {tasks} tasks, but nothing tells them of each other (RANK and WORLD_SIZE are not set), so each would be a "
-            "run of its own on one --output_dir. Start one task per node with torchrun in it, or set RANK, WORLD_SIZE, LOCAL_RANK, "
-            "MASTER_ADDR and MASTER_PORT from SLURM's variables."
-        )
+    """Refuse a world that the launcher did not make as it was told to, or of another size than `--expect_world_size`; raises UserError."""
+    check_hostfile_is_there()
     if expected is not None and world.size != expected:
         raise UserError(
             f"--expect_world_size {expected}, but {world.size} processes were started: look at the launcher's --num_gpus, "
@@ -96,8 +105,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def join_world(world: World, verbose: bool = False) -> Any:
-    """Start communication. Collective: every rank must call. Returns this rank's device; not `verbose` keeps DeepSpeed silent."""
+def join_world(world: World, verbose: bool = False, hang_timeout: float = 0) -> Any:
+    """Start communication. Collective: every rank must call.
+
+    Args:
+        world: this process among all.
+        verbose: let DeepSpeed speak.
+        hang_timeout: seconds after which a hang is reported; collectives wait for longer than that, so that the report comes first.
+
+    Returns:
+        This rank's device.
+
+    Raises:
+        RunError: the processes did not come together; names the place, and what to look at.
+    """
     import deepspeed
     import torch
     from deepspeed.accelerator import get_accelerator
@@ -105,14 +126,36 @@ def join_world(world: World, verbose: bool = False) -> Any:
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         accelerator.set_device(world.local_rank)
-    with nullcontext() if verbose else redirect_stdout(io.StringIO()):  # every rank would print that an op was built
-        deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=verbose, auto_mpi_discovery=False)
-    device = torch.device(accelerator.current_device_name())
-    # The first reduction makes DeepSpeed map its shared-memory buffers on a CPU.
-    deepspeed.comm.all_reduce(torch.zeros(1, device=device))
-    deepspeed.comm.barrier()
+    name_interface()
+    limit = timedelta(seconds=hang_timeout + SECONDS_AFTER_HANG if hang_timeout else WITHOUT_LIMIT)
+    with Meeting(world.rank, world.size, world.is_first or world.local_rank == 0):
+        try:
+            with nullcontext() if verbose else redirect_stdout(io.StringIO()):  # every rank would print that an op was built
+                deepspeed.init_distributed(
+                    accelerator.communication_backend_name(), verbose=verbose, auto_mpi_discovery=False, timeout=limit
+                )
+            device = torch.device(accelerator.current_device_name())
+            # The first reduction makes DeepSpeed map its shared-memory buffers on a CPU.
+            deepspeed.comm.all_reduce(torch.zeros(1, device=device))
+            deepspeed.comm.barrier()
+        except RuntimeError as error:
+            raise RunError(_why_apart(error)) from error
     _unlink_shared_buffer(world)
     return device
+
+
+def _why_apart(error: RuntimeError) -> str:
+    """Return what to say where the processes did not come together."""
+    said = (str(error).splitlines() or [repr(error)])[0]
+    if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+        return (
+            f"port {os.environ['MASTER_PORT']}, where this run's processes meet, is taken on this host, perhaps by another run: name "
+            f"another one (deepspeed --master_port 29501 ..., torchrun --master_port 29501 ...). ({said[:200]})"
+        )
+    return (
+        f"the processes did not come together at {meeting_place()}: do all hosts reach this address and port? python launch/doctor.py "
+        f"--hostfile HOSTS finds out. ({type(error).__name__}: {said[:300]})"
+    )
 
 
 def _unlink_shared_buffer(world: World) -> None:

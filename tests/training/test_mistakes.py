@@ -239,11 +239,14 @@ def test_an_output_folder_that_cannot_be_made(small_world: SmallWorld, tmp_path:
     )
 
 
-def test_tasks_of_srun_that_do_not_know_of_each_other(
+def test_tasks_of_mpirun_that_do_not_know_where_to_meet(
     small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    check_fails(capsys, arguments(small_world, tmp_path), "srun started 4 tasks, but nothing tells them of each other")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    check_fails(capsys, arguments(small_world, tmp_path), "mpirun started 4 tasks, but nothing tells them where to meet")
 
 
 def test_the_old_name_of_bf16_is_bf16(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""Starting a run: hosts, launchers, and the processes that they make."""

@@ -1,0 +1,179 @@
+"""A line from every host of a run to rank 0's: where it breaks, the run ends within a minute or so, instead of waiting in a collective."""
+
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dialogpt_ds.errors import EXIT_RUN_FAILED
+from dialogpt_ds.training.agreement import all_gathered, from_first
+from dialogpt_ds.training.world import World
+
+PROBES = 4
+"""Questions without an answer after which a host counts as lost; the first is asked after as long as there is between two of them."""
+GRACE_SECONDS = 3.0
+"""How long a rank that meets an error of its own, in a collective say, has to speak for itself first."""
+CONNECT_SECONDS = 15.0
+GOODBYE = b"."
+TOKEN_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host of the run, as its first rank there sees it."""
+
+    rank: int
+    name: str
+
+
+class HostContact:
+    """Watches the other hosts from connect() to the end of the block. Does nothing on a single host.
+
+    The first rank of each host holds a TCP connection to rank 0, over which nothing is said but goodbye. The kernels ask each other
+    whether they are still there (keep-alive, tcp(7)), also while both processes compute. A process that ends without goodbye closes its
+    connection at once; a host or a link that is gone is noticed after `timeout` seconds. Whoever notices ends itself, its launcher ends
+    the ranks beside it, and rank 0's end is noticed by all other hosts.
+    """
+
+    def __init__(self, world: World, timeout: float) -> None:
+        self._world, self._timeout = world, timeout
+        self._peers: dict[socket.socket, Host] = {}
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "HostContact":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._ended.set()
+        with self._lock:
+            for peer in self._peers:
+                with suppress(OSError):
+                    peer.sendall(GOODBYE)
+                peer.close()
+
+    def connect(self) -> list[str]:
+        """Begin to watch. Collective: every rank must call. Returns what a person should be told: hosts that there is no line to."""
+        hosts = self._hosts()
+        if len(hosts) == 1 or not self._timeout:
+            return []
+        failures = self._connect(hosts)
+        if self._peers:
+            threading.Thread(target=self._watch, name="host-contact", daemon=True).start()
+        if not failures:
+            return []
+        return [
+            f"warning: no line to {len(failures)} of the other hosts, so that only --hang_timeout notices when they are lost: {failures[0]}"
+        ]
+
+    def _hosts(self) -> list[Host]:
+        """Return the hosts in order of their first ranks. Collective."""
+        places = all_gathered((_place(), socket.gethostname()))
+        first: dict[str, Host] = {}
+        for rank, (place, name) in enumerate(places):
+            first.setdefault(place, Host(rank, name))
+        return list(first.values())
+
+    def _connect(self, hosts: list[Host]) -> list[str]:
+        """Connect the hosts' first ranks with rank 0. Collective. Returns what went wrong."""
+        listener = _listener(len(hosts)) if self._world.is_first else None
+        token, port = from_first((uuid.uuid4().hex.encode(), listener.getsockname()[1]) if listener else None)
+        mine = next((host for host in hosts[1:] if host.rank == self._world.rank), None)
+        failure = None
+        if mine is not None:
+            try:
+                peer = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=CONNECT_SECONDS)
+                peer.sendall(token + self._world.rank.to_bytes(4, "big"))
+                self._keep(peer, hosts[0])
+            except OSError as error:
+                failure = f"{mine.name} (rank {mine.rank}): {error}"
+        if listener is not None:
+            self._accept(listener, token, hosts)
+        return [failure for failure in all_gathered(failure) if failure]
+
+    def _accept(self, listener: socket.socket, token: bytes, hosts: list[Host]) -> None:
+        expected = {host.rank: host for host in hosts[1:]}
+        deadline = time.monotonic() + CONNECT_SECONDS
+        with listener:
+            while expected and (left := deadline - time.monotonic()) > 0:
+                listener.settimeout(left)
+                try:
+                    peer, _ = listener.accept()
+                    peer.settimeout(max(deadline - time.monotonic(), 0.1))
+                    said = peer.recv(TOKEN_BYTES + 4, socket.MSG_WAITALL)
+                except OSError:
+                    continue
+                host = expected.pop(int.from_bytes(said[TOKEN_BYTES:], "big"), None) if said[:TOKEN_BYTES] == token else None
+                if host is None:
+                    peer.close()
+                else:
+                    self._keep(peer, host)
+
+    def _keep(self, peer: socket.socket, host: Host) -> None:
+        between = max(round(self._timeout / (PROBES + 1)), 1)
+        peer.settimeout(None)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", between), ("TCP_KEEPINTVL", between), ("TCP_KEEPCNT", PROBES)):
+            if hasattr(socket, name):
+                peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._peers[peer] = host
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for peer, host in self._peers.items():
+                selector.register(peer, selectors.EVENT_READ, data=host)
+            while selector.get_map() and not self._ended.is_set():
+                for key, _ in selector.select(timeout=1.0):
+                    with self._lock:
+                        if self._ended.is_set():
+                            return
+                        lost = _how_lost(key.fileobj)
+                    selector.unregister(key.fileobj)
+                    if lost is not None:
+                        self._give_up(key.data, lost)
+
+    def _give_up(self, host: Host, how: str) -> None:
+        if self._ended.wait(GRACE_SECONDS):
+            return
+        print(
+            f"run failed: rank {self._world.rank} on {socket.gethostname()} has lost {host.name} (rank {host.rank}): "
+            + (how or f"no answer for {self._timeout:g} s (--contact_timeout)")
+            + ". The last complete checkpoint is kept: the same command goes on from it.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_RUN_FAILED)
+
+
+def _listener(num_hosts: int) -> socket.socket:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", 0), family=family, backlog=num_hosts, dualstack_ipv6=both)
+
+
+def _how_lost(peer: Any) -> str | None:
+    """Return how a connection (a socket) that has something to say was lost: None where it was goodbye, "" where answers stayed out."""
+    try:
+        return None if peer.recv(1) else "its process there has ended, see what it says above"
+    except ConnectionResetError:
+        return "its process there has ended, see what it says above"
+    except OSError:
+        return ""
+
+
+def _place() -> str:
+    """Return what processes of one host, or of one container, have in common."""
+    found = [socket.gethostname()]
+    with suppress(OSError):
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
+        found.append(os.readlink("/proc/self/ns/net"))
+    return " ".join(found)

@@ -1,0 +1,36 @@
+"""One rank of two on hosts that count as two: python contact_rank.py SECONDS HOW, with RANK and the like set.
+
+HOW is what rank 1 does when the time is over: leave, or die. Rank 0 waits for it in a collective that nothing else ends.
+"""
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+import torch
+
+from dialogpt_ds.training import contact
+from dialogpt_ds.training.world import world_from_environment
+
+
+def main() -> None:
+    """Meet, watch, and part as it was asked for."""
+    seconds, how = float(sys.argv[1]), sys.argv[2]
+    world = world_from_environment()
+    contact._place = lambda: str(world.rank)
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
+    with contact.HostContact(world, timeout=90) as line:
+        print("notes", line.connect(), flush=True)
+        if world.rank == 1 or how == "leave":
+            time.sleep(seconds)
+        if how == "die":
+            if world.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)  # as in a collective of NCCL, which notices nothing
+    torch.distributed.destroy_process_group()
+    print("parted", flush=True)
+
+
+main()
