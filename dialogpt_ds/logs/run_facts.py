@@ -2,22 +2,16 @@
 
 import platform
 import socket
-import subprocess
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dialogpt_ds import __version__
+from dialogpt_ds.launching.code import git_revision, versions
 from dialogpt_ds.model.arithmetic import Peak
 from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.settings import Settings
-
-PACKAGES = ("torch", "deepspeed", "transformers", "webdataset", "wandb", "jsonargparse")
-CHECKOUT = Path(__file__).resolve().parents[2]
-"""Where the code lies, if it was not installed from a wheel."""
 
 
 def run_facts(settings: Settings, num_parameters: int, peak: Peak) -> dict[str, Any]:
@@ -33,7 +27,7 @@ def run_facts(settings: Settings, num_parameters: int, peak: Peak) -> dict[str, 
             for source, directory in zip(settings.sources, settings.directories, strict=True)
         ],
         "eval_data": None if settings.evaluation is None else data_facts(settings.evaluation),
-        "revision": git_revision(CHECKOUT),
+        "revision": git_revision(),
         "machine": machine_facts(settings) | {"peak": str(peak)},
     }
     return without_secrets(facts)
@@ -51,36 +45,15 @@ def data_facts(directory: ShardDirectory) -> dict[str, Any]:
     }
 
 
-def git_revision(checkout: Path) -> dict[str, Any] | None:
-    """Return commit and whether files differ from it; None where the code is no checkout."""
-    if not (checkout / ".git").exists():
-        return None
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(checkout), *words], capture_output=True, text=True, timeout=10, check=True
-            ).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "changed": bool(changes)}
-
-
 def machine_facts(settings: Settings) -> dict[str, Any]:
     """Return where the run is at work, as rank 0 sees it."""
+    installed = versions()
+    python = installed.pop("python")
     return {
         "processes": settings.world.size,
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
-        "python": platform.python_version(),
+        "python": python,
         "dialogpt_ds": __version__,
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": installed,
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -10,6 +10,7 @@ from dialogpt_ds.checkpoints.folder import CheckpointFolder
 from dialogpt_ds.checkpoints.universal import convert
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.files import sha256_of_json
+from dialogpt_ds.launching.code import code_sha256, versions
 from dialogpt_ds.training.agreement import all_reports, different_from_first, from_first
 from dialogpt_ds.training.hang import HangWatch
 from dialogpt_ds.training.resume import Choice, check_shared, choose
@@ -78,6 +79,8 @@ def check_same_run(settings: Settings, choice: Choice | None) -> None:
     """
     arguments = settings.arguments
     facts: dict[str, Any] = {
+        **{f"version of {name}": installed for name, installed in versions().items()},
+        "code of dialogpt_ds": code_sha256(),
         "train_input_file (fingerprints of its manifests)": settings.order_key,
         "eval_input_file (fingerprint of its manifest)": settings.evaluation and settings.evaluation.manifest.fingerprint,
         "batch": settings.batch,
@@ -96,5 +99,6 @@ def check_same_run(settings: Settings, choice: Choice | None) -> None:
         raise RunError(
             "the ranks were not all given the same run. These differ from rank 0:\n  "
             + "\n  ".join(f"{name}: rank {', '.join(map(str, ranks))}" for name, ranks in different.items())
-            + "\nDo all nodes have the same copy of the data and of the configuration?"
+            + "\nDo all nodes have the same environment, and the same copy of the code, the data and the configuration? "
+            "python launch/doctor.py --hostfile HOSTS compares them."
         )

@@ -73,6 +73,20 @@ def compare_runs(world: World, argvs: list[list[str]]) -> str:
     return ""
 
 
+def compare_other_code(world: World, argv: list[str]) -> str:
+    """Return what is said where rank 1 has another torch and another copy of the code."""
+    from dialogpt_ds.training import start
+
+    real = start.versions, start.code_sha256
+    try:
+        if world.rank == 1:
+            start.versions = lambda: real[0]() | {"torch": "2.12.1"}
+            start.code_sha256 = lambda: "0" * 64
+        return compare_runs(world, [argv, argv])
+    finally:
+        start.versions, start.code_sha256 = real
+
+
 def evaluation_error(world: World, argvs: list[list[str]]) -> str:
     """Return why an evaluation ended; each rank with its own command line."""
     from dialogpt_ds.order.stream import RowStream

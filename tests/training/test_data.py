@@ -149,6 +149,15 @@ def test_ranks_with_different_data_or_settings_are_found_out_before_training(
     assert "train_input_file (fingerprints of its manifests): rank 1\n  valid_step: rank 1" in said[0]
 
 
+def test_ranks_with_different_code_or_packages_are_found_out_before_training(
+    two_ranks: RankPool, small_world: tuple[Path, Path], small_blocks: ShardDirectory, tmp_path: Path
+) -> None:
+    first, second = two_ranks.run(data_tasks.compare_other_code, argv_of(small_world, small_blocks.folder, tmp_path))
+    assert first == second
+    assert "version of torch: rank 1\n  code of dialogpt_ds: rank 1\n" in first
+    assert "launch/doctor.py --hostfile HOSTS compares them" in first
+
+
 def test_an_evaluation_that_one_rank_can_not_read_ends_on_all(
     two_ranks: RankPool, small_world: tuple[Path, Path], copies: list[ShardDirectory], tmp_path: Path
 ) -> None:
