@@ -1,12 +1,11 @@
 """Whose words are whose: rank 0 speaks for the run, the lines of the others begin with their rank."""
 
 import io
-import os
 import socket
 import sys
 from typing import TextIO
 
-from dialogpt_ds.training.world import World
+from dialogpt_ds.training.world import World, spans_hosts
 
 
 class RankStream(io.TextIOBase):
@@ -52,7 +51,6 @@ def mark_lines_of(world: World) -> None:
     """Let what this process writes to stdout and stderr begin with its rank (and host, where there are several); not on rank 0."""
     if world.is_first:
         return
-    several_hosts = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.size) < world.size
-    prefix = f"[rank {world.rank}{f' {socket.gethostname()}' if several_hosts else ''}] "
+    prefix = f"[rank {world.rank}{f' {socket.gethostname()}' if spans_hosts(world) else ''}] "
     sys.stdout = RankStream(sys.stdout, prefix)
     sys.stderr = RankStream(sys.stderr, prefix)

@@ -16,7 +16,15 @@ from dialogpt_ds.logs.rank_output import mark_lines_of
 from dialogpt_ds.logs.tensorboard import require_tensorboard
 from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.requirements import check_requirements
-from dialogpt_ds.training.world import World, check_world, prepare_cpu, prepare_environment, with_own_device, world_from_environment
+from dialogpt_ds.training.world import (
+    World,
+    check_world,
+    prepare_cpu,
+    prepare_environment,
+    spans_hosts,
+    with_own_device,
+    world_from_environment,
+)
 
 if TYPE_CHECKING:
     from dialogpt_ds.training.settings import Settings
@@ -60,10 +68,12 @@ def _train(argv: list[str] | None, world: World) -> int:
         require_tensorboard()
     from dialogpt_ds.export.folder import FOLDER, exported_step
     from dialogpt_ds.training.resume import first_look, lock_output
-    from dialogpt_ds.training.run import train
+    from dialogpt_ds.training.run import confirm_finished, train
 
     step = first_look(settings)
     if step is not None and step >= arguments.num_optim_steps and exported_step(settings.output_dir / FOLDER) == step:
+        if spans_hosts(world):
+            confirm_finished(settings)
         if world.is_first:
             print(f"nothing to do: {settings.output_dir} is at step {step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
         return EXIT_DONE

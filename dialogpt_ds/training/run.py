@@ -44,7 +44,7 @@ from dialogpt_ds.training.exporting import export_model
 from dialogpt_ds.training.gauges import largest, told_by_this_rank
 from dialogpt_ds.training.hang import HangWatch
 from dialogpt_ds.training.progress_state import ProgressState
-from dialogpt_ds.training.resume import position_to_go_on_from
+from dialogpt_ds.training.resume import check_shared, position_to_go_on_from
 from dialogpt_ds.training.samples import Sampler
 from dialogpt_ds.training.saver import Saver
 from dialogpt_ds.training.settings import Settings, model_of
@@ -321,6 +321,20 @@ def _first_reason(sums: list[float]) -> str | None:
     return next((reason for reason, count in zip(REASONS, sums, strict=True) if count > 0), None)
 
 
+def confirm_finished(settings: Settings) -> None:
+    """Make sure that all hosts see the finished run that this one sees; else those that don't would wait for it. Collective.
+
+    Raises:
+        UserError: on every rank; output_dir is not one folder for all hosts.
+        RunError: the processes did not come together.
+    """
+    join_world(settings.world, settings.arguments.verbose, settings.arguments.hang_timeout)
+    try:
+        check_shared(settings)  # the first thing that train() does, too
+    finally:
+        leave_world(None)
+
+
 def train(settings: Settings) -> int:
     """Run to the end; returns the exit code. Collective: every rank must call."""
     run: TrainingRun | None = None
@@ -334,6 +348,7 @@ def train(settings: Settings) -> int:
         HostContact(settings.world, settings.arguments.contact_timeout) as contact,
     ):
         try:
+            check_shared(settings)
             notes = contact.connect()
             run = TrainingRun(settings, requests, watch, model, device)
             run.notes += notes

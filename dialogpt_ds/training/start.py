@@ -13,7 +13,7 @@ from dialogpt_ds.files import sha256_of_json
 from dialogpt_ds.launching.code import code_sha256, versions
 from dialogpt_ds.training.agreement import all_reports, different_from_first, from_first
 from dialogpt_ds.training.hang import HangWatch
-from dialogpt_ds.training.resume import Choice, check_shared, choose
+from dialogpt_ds.training.resume import Choice, choose
 from dialogpt_ds.training.settings import Settings
 
 
@@ -33,12 +33,11 @@ def begin(settings: Settings, watch: HangWatch, device: torch.device) -> Beginni
     """Put the folder in order, and find and prepare what the run goes on from. Collective: every rank must call.
 
     Raises:
-        UserError: on every rank; see check_shared() and choose().
+        UserError: on every rank; see choose().
         RunError: on every rank; they were not given the same run, or the checkpoint can't be converted.
     """
     folder = CheckpointFolder(settings.output_dir)
     notes: list[str] = []
-    check_shared(settings)
     if settings.world.is_first:
         folder.clean()
     watch.beat("checking the checkpoints")

@@ -47,6 +47,11 @@ def world_from_environment() -> World:
     )
 
 
+def spans_hosts(world: World) -> bool:
+    """Return whether processes of the run are on other hosts, as far as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.size) < world.size
+
+
 def with_own_device(world: World) -> World:
     """Return the world with the number of this process's GPU among those that it sees, where its scheduler shows it only its own."""
     import torch
