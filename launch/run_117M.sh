@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Train the 117M model on 8 GPUs with the settings of DialoGPT.
+#
+#   bash launch/run_117M.sh                                                           from random weights
+#   bash launch/run_117M.sh --init_checkpoint models/gpt2 --learning_rate 1e-5    from OpenAI's (launch/fetch_models.py gpt2)
+#
+# launch/pretrain.sh says which variables choose data, GPUs, hosts and output, and how to stop and go on.
+#
+# Zhang et al. 2020 (DialoGPT, arXiv:1911.00536): 128 examples for each of 16 GPUs and step (table 2), the Noam schedule with 16,000 steps
+# of warm-up, 5 epochs at most of 147 million conversations. The authors' --max_seq_length 512, and rates from 1e-5 to 1e-4, are in issue
+# 22 of their repository. The same 2,048 examples a step, 41 tokens each, are 84,000 tokens: 20 packed rows for each of 8 GPUs.
+#
+#   steps    73,600 an epoch (6.01 billion tokens, by the README of DialoGPT); 368,000 for 5 epochs
+#   memory   6.4 GiB on each of 8 GPUs: 0.7 of weights, gradients and optimizer under ZeRO-1, 5.7 of activations; and 1 to 2 GiB for
+#            CUDA, NCCL and buffers. By --dry_run on a CPU, halved for fp16; not measured on GPUs.
+#   speed    not measured on GPUs. Yardstick: llm-foundry 1,254,000 tokens/s on 8 A100 of 40 GB (its table: 125M, rows of 512,
+#            40 % MFU). DialoGPT's own code: 71,356 on 8 V100, for a size that its README doesn't name.
+#   time     5 epochs take 6.7 hours at the first speed, 117 hours at the second
+# shellcheck source=launch/pretrain.sh
+source "$(dirname "${BASH_SOURCE[0]}")/pretrain.sh"
+pretrain 117M 20 368000 "$@"
