@@ -32,6 +32,15 @@ SCHEDULERS = (
 )
 
 
+_adopted: set[str] = set()
+"""Who started this process, if it was srun or MPI."""
+
+
+def is_task_of_scheduler() -> bool:
+    """Return whether srun or MPI started this process, with no launcher between that ends the other processes of a host with it."""
+    return bool(_adopted)
+
+
 def adopt_scheduler(environment: Environment = os.environ) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK and what goes with them from what srun or MPI says, where no other launcher has.
 
@@ -54,6 +63,8 @@ def adopt_scheduler(environment: Environment = os.environ) -> None:
         MASTER_ADDR=address,
         MASTER_PORT=port,
     )
+    if environment is os.environ:
+        _adopted.add(scheduler.name)
     if local_size:
         environment.update(LOCAL_WORLD_SIZE=str(local_size), LOCAL_SIZE=str(local_size))
 

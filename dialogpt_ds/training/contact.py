@@ -1,6 +1,7 @@
 """A line from every host of a run to rank 0's: where it breaks, the run ends within a minute or so, instead of waiting in a collective."""
 
 import os
+import resource
 import selectors
 import socket
 import sys
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from dialogpt_ds.errors import EXIT_RUN_FAILED
+from dialogpt_ds.launching.processes import is_task_of_scheduler
 from dialogpt_ds.training.agreement import all_gathered, from_first
 from dialogpt_ds.training.world import World
 
@@ -37,10 +39,11 @@ class Host:
 class HostContact:
     """Watches the other hosts from connect() to the end of the block. Does nothing on a single host.
 
-    The first rank of each host holds a TCP connection to rank 0, over which nothing is said but goodbye. The kernels ask each other
-    whether they are still there (keep-alive, tcp(7)), also while both processes compute. A process that ends without goodbye closes its
-    connection at once; a host or a link that is gone is noticed after `timeout` seconds. Whoever notices ends itself, its launcher ends
-    the ranks beside it, and rank 0's end is noticed by all other hosts.
+    The first rank of each host holds a TCP connection to rank 0, over which nothing is said but goodbye; of srun and MPI every rank does,
+    since nobody ends the others of a host there. The kernels ask each other whether they are still there (keep-alive, tcp(7)), also
+    while both processes compute. A process that ends without goodbye closes its connection at once; a host or a link that is gone is
+    noticed after `timeout` seconds. Whoever notices ends itself, its launcher ends the ranks beside it, and rank 0's end is noticed by
+    all other hosts.
     """
 
     def __init__(self, world: World, timeout: float) -> None:
@@ -154,9 +157,18 @@ class HostContact:
 
 
 def _listener(num_hosts: int) -> socket.socket:
+    _allow_files(2 * num_hosts)
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     return socket.create_server(("", 0), family=family, backlog=num_hosts, dualstack_ipv6=both)
+
+
+def _allow_files(number: int) -> None:
+    """Raise this process's limit of open files, 1,024 on many systems, where it is below 512 more than a number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number + 512:
+        wanted = number + 512 if hard == resource.RLIM_INFINITY else min(number + 512, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _how_lost(peer: Any) -> str | None:
@@ -170,7 +182,9 @@ def _how_lost(peer: Any) -> str | None:
 
 
 def _place() -> str:
-    """Return what processes of one host, or of one container, have in common."""
+    """Return what processes have in common that are ended together: those of a host, or of a container, under one launcher."""
+    if is_task_of_scheduler():
+        return os.environ["RANK"]
     found = [socket.gethostname()]
     with suppress(OSError):
         found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())

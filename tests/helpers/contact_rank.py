@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 
+from dialogpt_ds.launching.processes import adopt_scheduler, is_task_of_scheduler
 from dialogpt_ds.training import contact
 from dialogpt_ds.training.world import world_from_environment
 
@@ -18,8 +19,10 @@ from dialogpt_ds.training.world import world_from_environment
 def main() -> None:
     """Meet, watch, and part as it was asked for."""
     seconds, how = float(sys.argv[1]), sys.argv[2]
+    adopt_scheduler()
     world = world_from_environment()
-    contact._place = lambda: str(world.rank)
+    if not is_task_of_scheduler():
+        contact._place = lambda: str(world.rank)
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
     with contact.HostContact(world, timeout=90) as line:
         print("notes", line.connect(), flush=True)

@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from dialogpt_ds.training.world import free_port
 from tests.conftest import ROOT
 from tests.helpers.launch import clean_environment
@@ -12,7 +14,7 @@ from tests.helpers.launch import clean_environment
 RANK = str(ROOT / "tests" / "helpers" / "contact_rank.py")
 
 
-def two_hosts(how: str, tmp_path: Path) -> list[tuple[int, str]]:
+def two_hosts(how: str, tmp_path: Path, srun: bool = False) -> list[tuple[int, str]]:
     """Return exit code and output of rank 0 and of rank 1."""
     port, started = free_port(), []
     for rank in (0, 1):
@@ -20,6 +22,10 @@ def two_hosts(how: str, tmp_path: Path) -> list[tuple[int, str]]:
             "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             "PYTHONPATH": str(ROOT),
         }  # fmt: skip
+        if srun:  # both tasks on one host
+            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+                del environment[name]
+            environment |= {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": str(rank)}
         with open(tmp_path / f"log-{rank}", "wb") as log:
             started.append(subprocess.Popen([sys.executable, RANK, "0.5", how], stdout=log, stderr=log, env=environment))
     try:
@@ -35,9 +41,10 @@ def test_hosts_that_part_in_order_say_nothing(tmp_path: Path) -> None:
         assert (code, said) == (0, "notes []\nparted\n")
 
 
-def test_a_host_whose_process_died_is_noticed_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("srun", [False, True], ids=["hosts", "tasks of srun on one host"])
+def test_a_process_that_died_elsewhere_is_noticed_at_once(srun: bool, tmp_path: Path) -> None:
     started = time.monotonic()
-    (code, said), _ = two_hosts("die", tmp_path)
+    (code, said), _ = two_hosts("die", tmp_path, srun)
     assert code == 1
     assert "run failed: rank 0 on " in said
     assert "(rank 1): its process there has ended" in said
