@@ -1,6 +1,7 @@
 """The code that runs here: versions, revision and checksum, by which two hosts are compared."""
 
 import hashlib
+import os
 import platform
 import subprocess
 from functools import lru_cache
@@ -12,6 +13,8 @@ PACKAGES = ("torch", "deepspeed", "transformers", "webdataset", "wandb", "jsonar
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent
 """Where the code lies, if it was not installed from a wheel."""
+IMAGE_REVISION = "DIALOGPT_REVISION"
+"""Variable in which the Dockerfile leaves the commit; .git is not in the image."""
 
 
 def versions() -> dict[str, str]:
@@ -37,9 +40,10 @@ def code_sha256() -> str:
 
 
 def git_revision(checkout: Path = CHECKOUT) -> dict[str, Any] | None:
-    """Return commit and whether files differ from it; None where the code is no checkout."""
+    """Return commit and whether files differ from it; in an image the commit that it was built from; None where neither is known."""
     if not (checkout / ".git").exists():
-        return None
+        built_from = os.environ.get(IMAGE_REVISION, "unknown")
+        return None if built_from == "unknown" else {"commit": built_from, "changed": False}
     try:
         commit, changes = (
             subprocess.run(
