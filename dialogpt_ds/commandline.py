@@ -46,7 +46,8 @@ def build_parser(arguments_class: type, description: str, program: str | None = 
     """Return a parser with one option per dataclass field; the docstring under a field is its help."""
     parser = _Parser(prog=program, description=description, print_config=None, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below.")
-    helps = {p.arg_name: p.description for p in parse_from_object(arguments_class).params}
+    bases = reversed(arguments_class.__mro__[:-1])
+    helps = {p.arg_name: p.description for base in bases for p in parse_from_object(base).params}
     hints = get_type_hints(arguments_class)
     for field in dataclasses.fields(arguments_class):
         factory: Any = field.default_factory

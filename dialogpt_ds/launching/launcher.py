@@ -2,20 +2,24 @@
 
 import argparse
 import os
+import socket
 from pathlib import Path
 
 import psutil
 
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.launching.hostfile import read_hostfile
 
 RUNNERS = ("deepspeed", "ds", "deepspeed.launcher.runner")
 
 
-def check_hostfile_is_there() -> None:
-    """Refuse a run whose host file is named on the launcher's command line and missing: the launcher only warns, and runs here alone.
+def check_hostfile() -> None:
+    """Refuse a run that the launcher made here alone although it was given a host file.
+
+    It does so, with no more than a warning, where the file is missing, and without a word where it names a single host, whichever.
 
     Raises:
-        UserError: with the file's name as it was given, and where it was looked for.
+        UserError: with the file's name as it was given, and the way out.
     """
     for ancestor in _ancestors():
         try:
@@ -23,11 +27,29 @@ def check_hostfile_is_there() -> None:
         except psutil.Error:
             continue
         named = hostfile_of(words)
-        if named is not None and not Path(folder, named).is_file():
+        if named is None:
+            continue
+        if not Path(folder, named).is_file():
             raise UserError(
                 f"the deepspeed command names --hostfile {named}, which does not exist (looked in {folder}); it would have trained on this "
                 "host alone. Correct the name, or leave --hostfile out to train here"
             )
+        hosts = read_hostfile(Path(folder, named))
+        if len(hosts) == 1 and "--no_ssh" not in words and not is_this_machine(hosts[0].name):
+            raise UserError(
+                f"--hostfile {named} names {hosts[0].name} alone, and the deepspeed command starts the processes of a single host on the "
+                f"machine that it is started on, {socket.gethostname()}: start it on {hosts[0].name}, or add --force_multi"
+            )
+
+
+def is_this_machine(name: str) -> bool:
+    """Return whether a host's name, or USER@name, means this machine; True where nobody knows the name."""
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(name.rpartition("@")[2], None)}
+    except OSError:
+        return True
+    own = {address.address.split("%")[0] for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return bool(found & own) or any(address.startswith("127.") for address in found)
 
 
 def hostfile_of(command: list[str]) -> str | None:

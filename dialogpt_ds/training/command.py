@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from dialogpt_ds.commandline import make_folder, parse, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from dialogpt_ds.launching.checkpoint_size import approximate_parameters, checkpoint_bytes
+from dialogpt_ds.launching.nvidia import cpu_is_meant
 from dialogpt_ds.launching.processes import adopt_scheduler
+from dialogpt_ds.launching.start_checks import LaunchedRank, launch_problems
 from dialogpt_ds.logs.rank_output import mark_lines_of
 from dialogpt_ds.logs.tensorboard import require_tensorboard
 from dialogpt_ds.redaction import without_secrets
@@ -21,6 +24,7 @@ from dialogpt_ds.training.world import (
     check_world,
     prepare_cpu,
     prepare_environment,
+    ranks_here,
     spans_hosts,
     with_own_device,
     world_from_environment,
@@ -54,6 +58,7 @@ def _train(argv: list[str] | None, world: World) -> int:
     else:
         check_world(world, arguments.expect_world_size)
         world = with_own_device(world)
+    on_cpu_by_choice = cpu_is_meant()
     if not arguments.verbose:
         quieten()
     from dialogpt_ds.training.settings import prepare
@@ -63,7 +68,9 @@ def _train(argv: list[str] | None, world: World) -> int:
         if world.is_first:
             show(settings)
         return EXIT_DONE
-    warning = check_requirements(settings.precision, settings.deepspeed)
+    slow = check_requirements(settings.precision, settings.deepspeed)
+    for warning in [*([slow] if slow and world.is_first else []), *check_machine(settings, on_cpu_by_choice)]:
+        print(warning, file=sys.stderr)
     if arguments.tensorboard:
         require_tensorboard()
     from dialogpt_ds.export.folder import FOLDER, exported_step
@@ -87,9 +94,24 @@ def _train(argv: list[str] | None, world: World) -> int:
     make_folder(settings.output_dir, "--output_dir")
     make_folder(settings.log_dir, "--log_dir")
     with lock_output(settings):
-        if warning:
-            print(warning, file=sys.stderr)
         return train(settings)
+
+
+def check_machine(settings: "Settings", on_cpu_by_choice: bool) -> list[str]:
+    """Look at this machine as far as that takes milliseconds; returns what a person should be warned of.
+
+    Raises:
+        UserError: the run would fail here; all reasons at once.
+    """
+    world = settings.world
+    size = checkpoint_bytes(approximate_parameters(settings.model.config), settings.precision)
+    rank = LaunchedRank(
+        world.rank, world.size, world.local_rank, ranks_here(world), settings.deepspeed, settings.output_dir, on_cpu_by_choice, size
+    )
+    problems, found = launch_problems(rank)
+    if problems:
+        raise UserError("\n".join(problems))
+    return [f"warning: {warning}" for warning in found]
 
 
 def show(settings: "Settings") -> None:

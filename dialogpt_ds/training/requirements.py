@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.launching.needed_ops import compiler
 from dialogpt_ds.process import bf16_is_fast
 
 SLOW_BF16 = (
@@ -51,11 +52,10 @@ def offload_problems(zero: dict[str, Any], accelerator: Any) -> Iterator[str]:
         devices.add(block.get("device", "none"))
         if block.get("device") == "nvme":
             yield from _path_problems(f"zero_optimization.{name}.nvme_path", block.get("nvme_path"))
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    if devices - {"none"} and shutil.which(compiler) is None and not _built_ahead():
+    if devices - {"none"} and shutil.which(compiler()) is None and not _built_ahead():
         yield (
             "offload needs a C++ compiler, with which DeepSpeed builds its Adam for the host (and its file access for NVMe) on first "
-            f"use, and there is no {compiler} on PATH: on Debian, apt-get install g++"
+            f"use, and there is no {compiler()} on PATH: on Debian, apt-get install g++"
         )
     if "nvme" in devices and not accelerator.get_op_builder("AsyncIOBuilder")().is_compatible():
         yield (

@@ -203,7 +203,7 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     arguments = parsed.arguments
     _check_numbers(arguments)
     _check_secrets(arguments)
-    deepspeed, notes = _deepspeed_config(arguments)
+    deepspeed, notes = deepspeed_config_of(arguments)
     batch = resolve_batch(arguments.train_batch_size, arguments.gradient_accumulation_steps, parsed.explicit, deepspeed, world.size)
     precision = resolve_precision(arguments, parsed.explicit, deepspeed if arguments.deepspeed_config else None)
     fill_precision(deepspeed, precision, arguments, parsed.explicit)
@@ -294,7 +294,7 @@ def _check_numbers(arguments: TrainingArguments) -> None:
         raise UserError("\n".join(problems))
 
 
-def _deepspeed_config(arguments: TrainingArguments) -> tuple[dict[str, Any], list[str]]:
+def deepspeed_config_of(arguments: TrainingArguments) -> tuple[dict[str, Any], list[str]]:
     """Return the JSON, checked, with what was missing filled in and said."""
     notes = []
     if arguments.deepspeed_config:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.errors import RunError, UserError
-from dialogpt_ds.launching.launcher import check_hostfile_is_there
+from dialogpt_ds.launching.launcher import check_hostfile
 from dialogpt_ds.launching.meeting import Meeting, meeting_place, name_interface
 from dialogpt_ds.launching.processes import only_gpu
 
@@ -49,7 +49,12 @@ def world_from_environment() -> World:
 
 def spans_hosts(world: World) -> bool:
     """Return whether processes of the run are on other hosts, as far as the launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.size) < world.size
+    return ranks_here(world) < world.size
+
+
+def ranks_here(world: World) -> int:
+    """Return the number of the run's processes on this host, as the launcher says it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.size)
 
 
 def with_own_device(world: World) -> World:
@@ -62,7 +67,7 @@ def with_own_device(world: World) -> World:
 
 def check_world(world: World, expected: int | None) -> None:
     """Refuse a world that the launcher did not make as it was told to, or of another size than `--expect_world_size`; raises UserError."""
-    check_hostfile_is_there()
+    check_hostfile()
     if expected is not None and world.size != expected:
         raise UserError(
             f"--expect_world_size {expected}, but {world.size} processes were started: look at the launcher's --num_gpus, "
@@ -94,9 +99,8 @@ def prepare_cpu(world: World) -> None:
 
     if torch.accelerator.is_available():
         return
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.size)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here(world), 1))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)

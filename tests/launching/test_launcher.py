@@ -1,10 +1,12 @@
 """What the deepspeed launcher above a process was told."""
 
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from dialogpt_ds.launching.launcher import hostfile_of
+from dialogpt_ds.launching.launcher import hostfile_of, is_this_machine
 from tests.helpers.launch import deepspeed, run
 
 DEEPSPEED = "/venv/bin/deepspeed"
@@ -27,11 +29,32 @@ def test_the_host_file_of_a_command_line(words: list[str], named: str | None) ->
     assert hostfile_of(words) == named
 
 
-def test_a_host_file_that_is_named_and_missing_does_not_train_here_alone(small_world: tuple[Path, Path], tmp_path: Path) -> None:
+def with_hostfile(hostfile: str, small_world: tuple[Path, Path], output: Path) -> subprocess.CompletedProcess[str]:
     command = deepspeed(1)
-    command[1:1] = ["--hostfile", "no_such_hosts"]
-    done = run([*command, "--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
-                "--output_dir", str(tmp_path / "out")])  # fmt: skip
+    command[1:1] = ["--hostfile", hostfile, "--no_ssh_check", "--master_addr", "127.0.0.1"]
+    return run([*command, "--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
+                "--output_dir", str(output)])  # fmt: skip
+
+
+def test_a_host_file_that_is_named_and_missing_does_not_train_here_alone(small_world: tuple[Path, Path], tmp_path: Path) -> None:
+    done = with_hostfile("no_such_hosts", small_world, tmp_path / "out")
     assert done.returncode == 2
     assert "error: the deepspeed command names --hostfile no_such_hosts, which does not exist (looked in " in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_host_file_with_another_host_alone_does_not_train_here(small_world: tuple[Path, Path], tmp_path: Path) -> None:
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("192.0.2.7 slots=1\n")  # an address of nobody's (RFC 5737)
+    done = with_hostfile(str(hostfile), small_world, tmp_path / "out")
+    assert done.returncode == 2
+    assert "names 192.0.2.7 alone" in done.stderr
+    assert "start it on 192.0.2.7, or add --force_multi" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_this_machine() -> None:
+    assert is_this_machine("localhost")
+    assert is_this_machine("me@127.0.1.1")
+    assert is_this_machine(socket.gethostname())
+    assert not is_this_machine("192.0.2.7")

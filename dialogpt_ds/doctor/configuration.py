@@ -1,0 +1,91 @@
+"""The run that is meant: its DeepSpeed configuration, precision, processes and batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dialogpt_ds.commandline import Parsed
+from dialogpt_ds.config.batch import BatchSizes, resolve_batch
+from dialogpt_ds.config.precision import Precision, fill_optimizer, fill_precision, resolve_precision
+from dialogpt_ds.doctor.arguments import DoctorArguments
+from dialogpt_ds.doctor.facts import HostFacts
+from dialogpt_ds.doctor.finding import Finding, ok, problem
+from dialogpt_ds.errors import UserError
+from dialogpt_ds.launching.hostfile import Host
+
+CONFIG, BATCH = "config", "batch"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What DeepSpeed is told, as far as it does not depend on the hosts."""
+
+    deepspeed: dict[str, Any]
+    precision: Precision
+    notes: list[str]
+    """What was filled in."""
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage, 0 to 3."""
+        return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+    @property
+    def offloaded(self) -> tuple[str, str]:
+        """Where optimizer and weights are kept: none (on the GPU), cpu or nvme."""
+        zero = self.deepspeed.get("zero_optimization", {})
+        optimizer, weights = ((zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param"))
+        return optimizer, weights
+
+
+def config_findings(parsed: Parsed[DoctorArguments]) -> tuple[list[Finding], Configuration | None]:
+    """Read the configuration as the trainer does it."""
+    from dialogpt_ds.training.settings import deepspeed_config_of
+
+    arguments = parsed.arguments
+    try:
+        deepspeed, notes = deepspeed_config_of(arguments)
+        precision = resolve_precision(arguments, parsed.explicit, deepspeed if arguments.deepspeed_config else None)
+        fill_precision(deepspeed, precision, arguments, parsed.explicit)
+        fill_optimizer(deepspeed, arguments, parsed.explicit)
+    except UserError as error:
+        return [problem(CONFIG, str(error))], None
+    found = Configuration(deepspeed, precision, notes)
+    offload = [
+        f"{what} on {place}" for what, place in zip(("optimizer", "weights"), found.offloaded, strict=True) if place != "none"
+    ]
+    parts = [
+        arguments.deepspeed_config or "built in (no --deepspeed_config)",
+        f"ZeRO-{found.zero_stage}",
+        precision,
+        *offload,
+        *notes,
+    ]
+    return [ok(CONFIG, ", ".join(parts))], found
+
+
+def ranks_of(arguments: DoctorArguments, hosts: Sequence[Host], seen: Sequence[tuple[str, HostFacts]]) -> dict[str, int]:
+    """Return how many processes would be on each host, as the deepspeed launcher counts them; this machine alone is ""."""
+    if hosts:
+        return {host.name: host.slots for host in hosts}
+    visible = seen[0][1].num_visible if seen and seen[0][1].on_gpu else 0
+    return {"": arguments.num_gpus or visible or 1}
+
+
+def batch_findings(
+    parsed: Parsed[DoctorArguments], configuration: Configuration, world_size: int
+) -> tuple[list[Finding], BatchSizes | None]:
+    """Divide the batch over the processes as the trainer does it."""
+    arguments = parsed.arguments
+    processes = f"{world_size:,} process{'es' * (world_size != 1)}"
+    if arguments.expect_world_size is not None and arguments.expect_world_size != world_size:
+        text = f"--expect_world_size {arguments.expect_world_size}, but the hostfile or --num_gpus make it {processes}"
+        return [problem(BATCH, text, "correct one of them")], None
+    try:
+        batch = resolve_batch(
+            arguments.train_batch_size, arguments.gradient_accumulation_steps, parsed.explicit, configuration.deepspeed, world_size
+        )
+    except UserError as error:
+        return [problem(BATCH, str(error))], None
+    text = f"{processes} x {batch.accumulation} micro-batches of {batch.micro} = {batch.train:,} rows a step"
+    return [ok(BATCH, text)], batch

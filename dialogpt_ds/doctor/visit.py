@@ -1,0 +1,78 @@
+"""Another host's part in looking at the network: python -m dialogpt_ds.doctor.visit ADDRESS PORT TOKEN.
+
+It opens a connection to the master port and looks for the token's file; an empty word leaves that out.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dialogpt_ds.launching.meeting import interface_towards
+
+MARK = "dialogpt-doctor-visit "
+CONNECT_SECONDS = 6.0
+TOKEN_SECONDS = 5.0
+"""How long a host may take to see a new file on a shared disk."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a host finds on its way to the first one."""
+
+    connect_problem: str = ""
+    interface: str = ""
+    """By which it reaches the master address; "" for the loopback, and where nothing leads there."""
+    own_address: str = ""
+    sees_token: bool | None = None
+    """Whether the file is seen; None: not asked."""
+
+
+def visit(address: str, port: int, token: str) -> Visit:
+    """Go and look."""
+    towards = interface_towards(address) if address else None
+    interface, own = towards or ("", "")
+    return Visit(_connect(address, port) if port else "", interface, own, _appears(Path(token)) if token else None)
+
+
+def _connect(address: str, port: int) -> str:
+    """Return what keeps a connection from being opened; "" where nothing does."""
+    try:
+        socket.create_connection((address, port), timeout=CONNECT_SECONDS).close()
+    except TimeoutError:
+        return f"no answer within {CONNECT_SECONDS:.0f} s, as where a firewall drops what comes"
+    except ConnectionRefusedError:
+        return "the connection was refused, by a firewall or because it went to another machine"
+    except OSError as error:
+        return str(error.strerror or error)
+    return ""
+
+
+def _appears(file: Path) -> bool:
+    deadline = time.monotonic() + TOKEN_SECONDS
+    while not file.exists():
+        if time.monotonic() > deadline or not file.parent.is_dir():
+            return False
+        os.listdir(file.parent)  # makes an NFS client look again
+        time.sleep(0.2)
+    return True
+
+
+def from_output(output: str) -> Visit | None:
+    """Return what a host's output says; None where it holds no answer."""
+    line = next((line for line in output.splitlines() if line.startswith(MARK)), None)
+    return None if line is None else Visit(**json.loads(line.removeprefix(MARK)))
+
+
+def main() -> int:
+    """Print the answer."""
+    address, port, token = sys.argv[1:4]
+    print(MARK + json.dumps(asdict(visit(address, int(port or 0), token))), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
