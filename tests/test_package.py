@@ -13,8 +13,8 @@ from dialogpt_ds.config.arguments import TrainingArguments
 from tests.conftest import ROOT
 
 COMMANDS = (
-    *("dialogpt-dashboard", "dialogpt-export", "dialogpt-fetch", "dialogpt-import-pkl", "dialogpt-inspect", "dialogpt-plot"),
-    *("dialogpt-replies", "dialogpt-shards", "dialogpt-train"),
+    *("dialogpt-dashboard", "dialogpt-doctor", "dialogpt-export", "dialogpt-fetch", "dialogpt-import-pkl", "dialogpt-inspect"),
+    *("dialogpt-plot", "dialogpt-replies", "dialogpt-shards", "dialogpt-train"),
 )
 
 

@@ -68,9 +68,13 @@ def _train(argv: list[str] | None, world: World) -> int:
         if world.is_first:
             show(settings)
         return EXIT_DONE
+    return _run(settings, on_cpu_by_choice)
+
+
+def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
+    """Train as the settings say, or see that it was done before; returns the exit code."""
+    arguments, world = settings.arguments, settings.world
     slow = check_requirements(settings.precision, settings.deepspeed)
-    for warning in [*([slow] if slow and world.is_first else []), *check_machine(settings, on_cpu_by_choice)]:
-        print(warning, file=sys.stderr)
     if arguments.tensorboard:
         require_tensorboard()
     from dialogpt_ds.export.folder import FOLDER, exported_step
@@ -84,17 +88,25 @@ def _train(argv: list[str] | None, world: World) -> int:
         if world.is_first:
             print(f"nothing to do: {settings.output_dir} is at step {step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
         return EXIT_DONE
+    warnings = [*([slow] if slow and world.is_first else []), *check_machine(settings, on_cpu_by_choice)]
     prepare_cpu(world)
     if arguments.verbose:
         from deepspeed.utils.logging import set_log_level_from_string
 
         set_log_level_from_string("info")
     if not world.is_first:
+        _say(warnings)
         return train(settings)
     make_folder(settings.output_dir, "--output_dir")
     make_folder(settings.log_dir, "--log_dir")
     with lock_output(settings):
+        _say(warnings)
         return train(settings)
+
+
+def _say(warnings: list[str]) -> None:
+    for warning in warnings:
+        print(warning, file=sys.stderr)
 
 
 def check_machine(settings: "Settings", on_cpu_by_choice: bool) -> list[str]:

@@ -1,0 +1,28 @@
+"""A run of the very small model that stops and starts as the tests of clusters want it, and what an undisturbed one looks like."""
+
+from pathlib import Path
+
+from tests.helpers.rank_tasks import write_deepspeed
+
+SmallWorld = tuple[Path, Path]
+
+
+def options(small_world: SmallWorld, output: Path, steps: int) -> list[str]:
+    """Return launch/train.py's arguments; a checkpoint is written when it stops and when it ends."""
+    model, shards = small_world
+    return [
+        "--model", str(model), "--train_input_file", str(shards / "train"), "--output_dir", str(output),
+        "--deepspeed_config", write_deepspeed(output.parent, 1, "fp32"), "--num_optim_steps", str(steps),
+        "--skip_eval", "--save_step", "1000000", "--lr_schedule", "None", "--learning_rate", "1e-3", "--wandb_mode", "disabled",
+    ]  # fmt: skip
+
+
+def steps_done(output: Path) -> int:
+    """Return the number of optimizer steps that its log has."""
+    log = output / "train_log.txt"
+    return len(log.read_text().splitlines()) - 1 if log.is_file() else 0
+
+
+def newest_checkpoint(output: Path) -> int:
+    """Return the step of its newest checkpoint."""
+    return int((output / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
