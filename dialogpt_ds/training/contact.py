@@ -50,6 +50,8 @@ class HostContact:
         self._world, self._timeout = world, timeout
         self._peers: dict[socket.socket, Host] = {}
         self._ended = threading.Event()
+        self._lost = threading.Event()
+        self._who_is_lost = ""
         self._lock = threading.Lock()
 
     def __enter__(self) -> "HostContact":
@@ -76,6 +78,12 @@ class HostContact:
         return [
             f"warning: no line to {len(failures)} of the other hosts, so that only --hang_timeout notices when they are lost: {failures[0]}"
         ]
+
+    def lost(self, seconds: float = 1.5) -> str:
+        """Return the host that was lost, waiting so long for that to be known; "" where this process has no line to it, or all are there."""
+        if self._peers:
+            self._lost.wait(seconds)
+        return self._who_is_lost
 
     def _hosts(self) -> list[Host]:
         """Return the hosts in order of their first ranks. Collective."""
@@ -144,10 +152,12 @@ class HostContact:
                         self._give_up(key.data, lost)
 
     def _give_up(self, host: Host, how: str) -> None:
+        self._who_is_lost = f"{host.name} (rank {host.rank})"
+        self._lost.set()
         if self._ended.wait(GRACE_SECONDS):
             return
         print(
-            f"run failed: rank {self._world.rank} on {socket.gethostname()} has lost {host.name} (rank {host.rank}): "
+            f"run failed: rank {self._world.rank} on {socket.gethostname()} has lost {self._who_is_lost}: "
             + (how or f"no answer for {self._timeout:g} s (--contact_timeout)")
             + ". The last complete checkpoint is kept: the same command goes on from it.",
             file=sys.stderr,

@@ -369,6 +369,6 @@ def train(settings: Settings) -> int:
             raise
         except Exception as error:
             # In here, where the launcher's SIGTERM does not yet end this rank before it has spoken.
-            end_alone(error, settings)
+            end_alone(error, settings, contact)
     run.part(code)  # out here, where Ctrl-C ends it
     return code

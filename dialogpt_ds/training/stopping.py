@@ -135,18 +135,32 @@ def _end_for_parent() -> None:
 def _launcher_of(process: psutil.Process) -> list[psutil.Process]:
     """Return the launcher's processes above this one: DeepSpeed's or torchrun's on this host, and DeepSpeed's runner above that.
 
-    SIGTERM to the runner, or kill -9 to either, ends it alone and would leave the ranks training for nobody. A shell or a
-    scheduler above them may end without meaning us.
+    SIGTERM to the runner, or kill -9 to either, ends it alone and would leave the ranks training for nobody. Over several hosts the
+    runner is elsewhere, and in its place is the ssh session in which pdsh has started the launcher here: it ends with the connection,
+    and says nothing to what it started. A shell or a scheduler above them may end without meaning us.
     """
     found: list[psutil.Process] = []
     parent = _parent(process)
     if parent is None or not _says(parent, "deepspeed.launcher.launch", "torchrun", "torch.distributed"):
         return found
     found.append(parent)
-    runner = _parent(parent)
-    if runner is not None and _says(parent, "deepspeed.launcher.launch") and _says(runner, "deepspeed"):
-        found.append(runner)
+    if _says(parent, "deepspeed.launcher.launch"):
+        runner = _parent(parent)
+        above = runner if runner is not None and _says(runner, "deepspeed") else _ssh_session_of(parent)
+        found += [above] if above is not None else []
     return found
+
+
+def _ssh_session_of(launcher: psutil.Process) -> psutil.Process | None:
+    """Return the sshd of the session that a launcher was started in, with no more than a shell between."""
+    above = _parent(launcher)
+    for process in (above, above and _parent(above)):
+        try:
+            if process is not None and process.name().startswith("sshd"):  # sshd-session since OpenSSH 9.8
+                return process
+        except psutil.Error:
+            return None
+    return None
 
 
 def _parent(process: psutil.Process) -> psutil.Process | None:

@@ -136,6 +136,10 @@ def join_world(world: World, verbose: bool = False, hang_timeout: float = 0) -> 
     if accelerator.device_name() != "cpu":
         accelerator.set_device(world.local_rank)
     name_interface()
+    if world.size > 1 and accelerator.device_name() == "cpu":
+        # Built on first use, which can take a minute: nobody should think then that ranks are missing.
+        with nullcontext() if verbose else redirect_stdout(io.StringIO()):
+            accelerator.create_op_builder("ShareMemCommBuilder").load()
     limit = timedelta(seconds=hang_timeout + SECONDS_AFTER_HANG if hang_timeout else WITHOUT_LIMIT)
     with Meeting(world.rank, world.size, world.is_first or world.local_rank == 0):
         try:
