@@ -80,7 +80,7 @@ class HostContact:
         ]
 
     def lost(self, seconds: float = 1.5) -> str:
-        """Return the host that was lost, waiting so long for that to be known; "" where this process has no line to it, or all are there."""
+        """Return the host that was lost, waiting so long for that to be known; "" where none was that this process has a line to."""
         if self._peers:
             self._lost.wait(seconds)
         return self._who_is_lost
