@@ -37,7 +37,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 ARG UID
 # Ubuntu's images come with a user of UID 1000.
-RUN if id ubuntu > /dev/null 2>&1; then userdel --remove ubuntu; fi \
+RUN if [ "${UID}" -eq 0 ]; then echo "error: --build-arg UID=0: name a user other than root, as 1000" >&2; exit 1; fi \
+    && if id ubuntu > /dev/null 2>&1; then userdel --remove ubuntu; fi \
     && groupadd --gid "${UID}" trainer \
     && useradd --no-log-init --create-home --shell /bin/bash --uid "${UID}" --gid trainer trainer \
     && python3 -m venv /opt/venv

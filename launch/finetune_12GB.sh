@@ -11,7 +11,7 @@
 #   OUTPUT    folder of the run   (models/finetuned)
 #   CONFIG    DeepSpeed configuration   (bf16 where the GPU has it, else fp16)
 #
-# 64 rows a step in micro-batches of 8, as DialoGPT fine-tuned on DSTC-7 with 64 for each GPU. The rate rises for 100 steps to 5e-5 and falls
+# 64 rows a step, as DialoGPT fine-tuned on DSTC-7 with 64 for each GPU, in micro-batches of at most 1,024 tokens. The rate rises for 100 steps to 5e-5 and falls
 # to 0: with DialoGPT's default, 16,000 steps of warm-up, a small corpus would be over before the rate is up.
 #
 #   memory    8.0 GiB: 6.6 of weights, gradients and optimizer, 1.4 of activations, by --dry_run on a CPU; and 1 GiB for CUDA
@@ -26,17 +26,20 @@ if [ ! -f "$model/config.json" ]; then
   exit 2
 fi
 # Optimizer steps in EPOCHS passes: the tokens of the training shards by those of a step (packed rows are 99 % full).
-steps=$(python - "$data/train/manifest.json" "${EPOCHS:-2}" "$rows" <<'PY'
+read -r steps accumulation < <(python - "$data/train/manifest.json" "${EPOCHS:-2}" "$rows" <<'PY'
 import json, math, sys
 
 try:
     manifest = json.load(open(sys.argv[1], encoding="utf-8"))
     tokens, length = manifest["totals"]["tokens"], manifest["max_seq_length"]
-    print(max(math.ceil(float(sys.argv[2]) * tokens / (0.99 * length * int(sys.argv[3]))), 1))
+    rows = int(sys.argv[3])
+    micro = max((number for number in (1, 2, 4, 8, 16, 32, 64) if number * length <= 1024), default=1)
+    print(max(math.ceil(float(sys.argv[2]) * tokens / (0.99 * length * rows)), 1), rows // micro)
 except (OSError, ValueError, KeyError) as error:
     sys.exit(f"error: {sys.argv[1]} (DATA and EPOCHS): {error!r}; preprocess/make_shards.py --validation_fraction 0.01 makes the shards")
 PY
-) || exit 2
+)
+[ -n "${steps:-}" ] || exit 2
 if [ -z "${CONFIG:-}" ]; then
   CONFIG=$(python -c 'import torch
 bf16 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
@@ -47,7 +50,7 @@ set -x
 exec deepspeed --num_gpus 1 launch/train.py --model "$model" --expect_world_size 1 \
   --train_input_file "$data/train" --eval_input_file "$data/validation" \
   --deepspeed_config "$CONFIG" \
-  --train_batch_size "$rows" --gradient_accumulation_steps 8 --valid_batch_size 16 \
+  --train_batch_size "$rows" --gradient_accumulation_steps "$accumulation" --valid_batch_size 16 \
   --lr_schedule cosine --learning_rate 5e-5 --warmup_steps "$warmup" --num_optim_steps "$steps" \
   --valid_step $((steps / 10 + 1)) \
   --output_dir "${OUTPUT:-models/finetuned}" "$@"

@@ -5,7 +5,8 @@
 #
 # Variables:
 #   DATA     folder with train and validation, as make_shards.py writes with --max_seq_length 512   (shards)
-#   GPUS     GPUs in all, a divisor of 8 or a multiple of it; the global batch stays the same up to 8   (8)
+#   GPUS     GPUs in all, a divisor of 8 or a multiple of it   (8). Up to 8 the global batch is the same; with more it grows, and the number
+#            of steps falls as much, so that the epochs are the same
 #   HOSTS    host file for more than one machine   (none: this one)
 #   CONFIG   DeepSpeed configuration   (ds_configs/zero1_fp16.json; on A100 and later ds_configs/zero1_bf16.json)
 #   OUTPUT   folder of the run   (models/SIZE)
@@ -26,6 +27,8 @@ pretrain() {
   if ((gpus < 8)); then
     accumulation=$((8 / gpus))
     rows=$((rows * accumulation))
+  else
+    steps=$((steps * 8 / gpus))
   fi
   local launcher=(deepspeed --num_gpus "$gpus")
   if [ -n "${HOSTS:-}" ]; then

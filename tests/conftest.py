@@ -14,8 +14,11 @@ REDDIT = ROOT.parent / "shared" / "data" / "reddit_t1000.tsv"
 os.environ.update(
     WANDB_MODE="offline", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1"
 )
-for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY"):
+OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+for name in (*OF_LAUNCHERS, "WANDB_API_KEY", "DEEPSPEED_TIMEOUT", "GLOO_SOCKET_IFNAME", "DS_ENV_FILE", "PDSH_SSH_ARGS_APPEND"):
     os.environ.pop(name, None)
+for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_"))]:
+    del os.environ[name]
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 
 

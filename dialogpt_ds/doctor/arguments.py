@@ -20,5 +20,7 @@ class DoctorArguments(TrainingArguments):
     """Port on the first host at which the ranks meet, as for deepspeed --master_port."""
     master_addr: str = ""
     """Address of the first host, as for deepspeed --master_addr; not given: the first that the host has."""
+    no_ssh: bool = False
+    """The run is started on each host by itself, as with deepspeed --no_ssh: pdsh is not needed. The doctor asks the hosts by ssh still."""
     ssh_port: int | None = None
     """Port of the hosts' ssh servers, as for deepspeed --ssh_port; not given: as ~/.ssh/config says."""

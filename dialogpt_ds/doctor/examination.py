@@ -15,6 +15,7 @@ from dialogpt_ds.doctor.ssh import HOST, Ssh
 from dialogpt_ds.doctor.survey import ALL_SECONDS, Answer, Survey, ask_here, ask_hosts
 from dialogpt_ds.doctor.tasks import Task
 from dialogpt_ds.launching.checkpoint_size import checkpoint_bytes
+from dialogpt_ds.launching.environment_file import launcher_exports
 from dialogpt_ds.launching.hostfile import Host
 
 IMPORT_SECONDS = 20.0
@@ -30,7 +31,7 @@ class Examination:
         self.parsed, self.arguments, self.report = parsed, parsed.arguments, report
         self.environment = dict(os.environ)
         """As it was before this process sets anything for its own imports."""
-        self.ssh = Ssh(parsed.arguments.ssh_port)
+        self.ssh = Ssh(parsed.arguments.ssh_port, launcher_exports())
         self.output_dir = Path(parsed.arguments.output_dir).expanduser().absolute()
         self.hosts: list[Host] = []
         self.configuration: Configuration | None = None
@@ -105,7 +106,7 @@ class Examination:
 
     def _look_at_hosts(self) -> None:
         report, survey = self.report, self.survey
-        report.check(hosts.LAUNCHER, lambda: hosts.launcher_findings(self.hosts, self.here, survey.seen))
+        report.check(hosts.LAUNCHER, lambda: hosts.launcher_findings(self.hosts, self.here, survey.seen, self.arguments.no_ssh))
         report.check(hosts.SSH, lambda: [*hosts.ssh_findings(survey), *hosts.machine_findings(survey.seen)])
         if len(self.hosts) > 1:
             report.check(hosts.KEEP_ALIVE, lambda: hosts.keep_alive_findings(self.hosts, self.ssh))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MARK = "dialogpt-doctor-facts "
-"""Begins the line with a host's answer; a login shell may print other lines before it."""
+"""Begins a host's answer; a login shell may print before it, also on its line."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ def to_line(facts: HostFacts) -> str:
 
 def from_output(output: str) -> HostFacts | None:
     """Return what a host's output says; None where it holds no answer."""
-    line = next((line for line in output.splitlines() if line.startswith(MARK)), None)
+    line = next((line.partition(MARK)[2] for line in output.splitlines() if MARK in line), None)
     if line is None:
         return None
-    content: dict[str, Any] = json.loads(line.removeprefix(MARK))
+    content: dict[str, Any] = json.loads(line)
     known = {field.name for field in dataclasses.fields(HostFacts)}  # another version there may say more
     content = {name: value for name, value in content.items() if name in known}
     content["gpus"] = [Gpu(**gpu) for gpu in content.get("gpus", ())]

@@ -48,8 +48,12 @@ def machine_findings(seen: Sequence[tuple[str, HostFacts]]) -> list[Finding]:
     return found
 
 
-def launcher_findings(hosts: Sequence[Host], here: HostFacts | None, seen: Sequence[tuple[str, HostFacts]]) -> list[Finding]:
+def launcher_findings(
+    hosts: Sequence[Host], here: HostFacts | None, seen: Sequence[tuple[str, HostFacts]], no_ssh: bool = False
+) -> list[Finding]:
     """Return what the deepspeed command needs here to start the other hosts' processes."""
+    if no_ssh:
+        return [ok(LAUNCHER, "--no_ssh: it is started on each host")]
     if len(hosts) == 1:
         facts = dict(seen).get(hosts[0].name)
         if here is not None and facts is not None and not here.same_machine(facts):
@@ -64,7 +68,7 @@ def launcher_findings(hosts: Sequence[Host], here: HostFacts | None, seen: Seque
         return [ok(LAUNCHER, "a single host: pdsh is not needed")] if facts is not None else []
     missing = [program for program in ("pdsh", "ssh") if shutil.which(program) is None]
     if missing:
-        way_out = "Debian: apt-get install pdsh openssh-client; or another launcher: deepspeed --launcher openmpi, srun"
+        way_out = "Debian: apt-get install pdsh openssh-client; or start the run on each host (--no_ssh), or with srun"
         return [
             problem(
                 LAUNCHER, f"{' and '.join(missing)} is not installed here, and the deepspeed command starts hosts with it", way_out
@@ -111,17 +115,23 @@ def code_findings(seen: Sequence[tuple[str, HostFacts]], here: HostFacts | None)
         return []
     found = []
     where = f"{CHECKOUT} at git revision {here.revision[:10]}" if here.revision else f"{CHECKOUT}, without a git revision"
-    different = []
+    different: list[tuple[str, str]] = []
+    other_commit: list[tuple[str, str]] = []
     for name, facts in seen:
         if not facts.code:
             continue  # it could not be looked at, which is said elsewhere
-        if facts.revision and here.revision and facts.revision != here.revision:
+        if facts.code == here.code:
+            if facts.revision and here.revision and facts.revision != here.revision:
+                text = f"git revision {facts.revision[:10]}, here it is {here.revision[:10]}, with the same dialogpt_ds"
+                other_commit.append((name, text))
+        elif facts.revision and here.revision and facts.revision != here.revision:
             different.append((name, f"git revision {facts.revision[:10]}, here it is {here.revision[:10]}"))
-        elif facts.code != here.code:
+        else:
             at = " at the same git revision" * bool(facts.revision) or " (no git checkout there)" * bool(here.revision)
             different.append((name, f"other files in dialogpt_ds{at} than here"))
     way_out = f"bring {CHECKOUT} to one state on every host (git pull, rsync), or put it on a disk that they share"
     found += [problem(CODE, f"{text}; ranks with different code don't train together", way_out) for text in by_host(different)]
+    found += [warning(CODE, text, way_out) for text in by_host(other_commit)]
     folder = os.getcwd()
     lost = [(name, f"there is no folder {folder}, in which the launcher starts the processes") for name, facts in seen
             if not facts.folder_is_there]  # fmt: skip

@@ -29,7 +29,8 @@ def first_address() -> str:
 
 def accept_all(port: int) -> None:
     """Take every connection and close it."""
-    server = socket.create_server(("", port), backlog=512)
+    both = socket.has_dualstack_ipv6()
+    server = socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET, backlog=512, dualstack_ipv6=both)
     while True:
         server.accept()[0].close()
 

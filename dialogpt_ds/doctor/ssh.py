@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dialogpt_ds.launching.code import CHECKOUT
 
@@ -56,6 +56,8 @@ class Ssh:
     """How hosts are reached."""
 
     port: int | None = None
+    exports: Mapping[str, str] = field(default_factory=dict)
+    """Variables that the launcher gives to the processes there."""
 
     def options(self) -> list[str]:
         """Return the options that hold for the launcher's connections too."""
@@ -65,8 +67,9 @@ class Ssh:
     def command(self, host: str, module: str, words: list[str]) -> list[str]:
         """Return the command that runs a module of this package on another host."""
         # `exec sh` for those whose login shell is another kind; $1 is the folder, $2 the Python.
+        exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in self.exports.items())
         script = (
-            f'cd "$1" 2>/dev/null || exit {NO_FOLDER}; test -x "$2" || exit {NO_PYTHON}; '
+            f'{exports}cd "$1" 2>/dev/null || exit {NO_FOLDER}; test -x "$2" || exit {NO_PYTHON}; '
             f'test -f dialogpt_ds/doctor/host_facts.py || exit {NO_DOCTOR}; python=$2; shift 2; exec "$python" -m "$@"'
         )
         quoted = " ".join(shlex.quote(word) for word in [script, "sh", str(CHECKOUT), sys.executable, module, *words])

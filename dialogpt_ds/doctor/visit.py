@@ -63,8 +63,8 @@ def _appears(file: Path) -> bool:
 
 def from_output(output: str) -> Visit | None:
     """Return what a host's output says; None where it holds no answer."""
-    line = next((line for line in output.splitlines() if line.startswith(MARK)), None)
-    return None if line is None else Visit(**json.loads(line.removeprefix(MARK)))
+    line = next((line.partition(MARK)[2] for line in output.splitlines() if MARK in line), None)
+    return None if line is None else Visit(**json.loads(line))
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """The file with variables that DeepSpeed's launcher gives to every host (.deepspeed_env), and what in it would not arrive."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,8 @@ from dialogpt_ds.redaction import SHORTEST, without_secrets
 
 NAME_VARIABLE = "DS_ENV_FILE"
 DEFAULT_NAME = ".deepspeed_env"
+EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
+"""Beginnings of the names of variables that it takes from its own environment (launcher/runner.py; NCCL on GPUs)."""
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _PLAIN = re.compile(r"[\w@%+=:,./-]*")
 """Values that the launcher writes into its shell command as they are; others it puts into double quotes (multinode_runner.py)."""
@@ -43,6 +46,18 @@ def find_environment_files(environment: Mapping[str, str] | None = None, folder:
     home = Path(environment.get("HOME") or os.path.expanduser("~"))
     places = [home / name, (folder or Path()).absolute() / name]
     return [place for place in dict.fromkeys(places) if place.is_file()]
+
+
+def launcher_exports(environment: Mapping[str, str] | None = None, folder: Path | None = None) -> dict[str, str]:
+    """Return the variables that DeepSpeed's launcher gives to the processes on all hosts, secrets and broken lines left out."""
+    environment = os.environ if environment is None else environment
+    folder = (folder or Path()).absolute()
+    found = {name: value for name, value in environment.items() if name.startswith(EXPORTED)}
+    found["PYTHONPATH"] = os.pathsep.join([str(folder), *([environment["PYTHONPATH"]] if "PYTHONPATH" in environment else [])])
+    for path in find_environment_files(environment, folder):
+        with contextlib.suppress(UserError):
+            found |= read_environment_file(path).variables
+    return {name: value.strip('"') for name, value in found.items() if not is_secret(name, value)}
 
 
 def read_environment_file(path: Path) -> EnvironmentFile:

@@ -58,7 +58,7 @@ class Meeting:
     def __init__(self, rank: int, size: int, speaks: bool) -> None:
         self._who, self._size, self._speaks = f"rank {rank} on {socket.gethostname()}", size, speaks
         minutes = os.environ.get("DEEPSPEED_TIMEOUT", "")
-        self._limit = 60.0 * int(minutes) if minutes.isdigit() else MOST_SECONDS
+        self._limit = 60.0 * int(minutes) if minutes.isdigit() and int(minutes) else MOST_SECONDS
         self._met = threading.Event()
 
     def __enter__(self) -> "Meeting":

@@ -25,11 +25,14 @@ class Scheduler:
 
 
 SCHEDULERS = (
-    # SLURM_STEP_NUM_TASKS is srun's alone; SLURM_NTASKS is there in a batch script too, which is one process.
-    Scheduler("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
+    # MPI first: in a job of SLURM its daemons are tasks of srun, and their variables reach the ranks.
     Scheduler("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     Scheduler("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    # SLURM_STEP_NUM_TASKS is srun's alone; SLURM_NTASKS is there in a batch script too, which is one process.
+    Scheduler("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
 )
+TERMINAL = "SLURM_PTY_PORT"
+"""Set by `srun --pty`: a person's shell, which is one of the tasks and speaks for none."""
 
 
 _adopted: set[str] = set()
@@ -50,7 +53,8 @@ def adopt_scheduler(environment: Environment = os.environ) -> None:
     if "RANK" in environment:
         return
     for scheduler in SCHEDULERS:
-        if scheduler.rank in environment and int(environment.get(scheduler.size, "1")) > 1:
+        told = all(name in environment for name in (scheduler.rank, scheduler.size, scheduler.local_rank))
+        if told and int(environment[scheduler.size]) > 1 and not (scheduler.name == "srun" and TERMINAL in environment):
             break
     else:
         return
@@ -59,7 +63,7 @@ def adopt_scheduler(environment: Environment = os.environ) -> None:
     environment.update(
         RANK=environment[scheduler.rank],
         WORLD_SIZE=environment[scheduler.size],
-        LOCAL_RANK=environment.get(scheduler.local_rank, "0"),
+        LOCAL_RANK=environment[scheduler.local_rank],
         MASTER_ADDR=address,
         MASTER_PORT=port,
     )
@@ -105,5 +109,6 @@ def slurm_tasks_here(environment: Environment) -> int | None:
 
 def only_gpu(visible: int, environment: Environment = os.environ) -> None:
     """Let a process that its scheduler shows a single GPU (`--gpus-per-task=1`) take it, whatever its number on the host is."""
-    if visible == 1 and int(environment.get("LOCAL_RANK", "0")) > 0 and any(s.rank in environment for s in SCHEDULERS):
+    rank = environment.get("RANK")
+    if visible == 1 and any(environment.get(scheduler.rank, "") == rank for scheduler in SCHEDULERS):
         environment["LOCAL_RANK"] = "0"

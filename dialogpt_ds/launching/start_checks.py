@@ -47,8 +47,8 @@ def launch_problems(rank: LaunchedRank) -> tuple[list[str], list[str]]:
     """
     import torch
 
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     on_gpu = torch.accelerator.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    visible = torch.cuda.device_count() if on_gpu and torch.cuda.is_available() else 0
     problems = [*_gpu_problems(rank, visible), *_op_problems(rank, on_gpu)]
     warnings: list[str] = []
     if rank.local_rank == 0:
@@ -142,7 +142,8 @@ def disk_problems(output_dir: Path, checkpoint_bytes: int) -> Iterator[str]:
 def existing_part(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that exists."""
     folder = folder.expanduser().absolute()
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    # Path.exists() raises where a folder above may not be entered.
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place))
 
 
 def secret_warnings() -> Iterator[str]:

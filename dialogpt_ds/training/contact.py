@@ -17,13 +17,16 @@ from typing import Any
 from dialogpt_ds.errors import EXIT_RUN_FAILED
 from dialogpt_ds.launching.processes import is_task_of_scheduler
 from dialogpt_ds.training.agreement import all_gathered, from_first
-from dialogpt_ds.training.world import World
+from dialogpt_ds.training.world import World, spans_hosts
 
 PROBES = 4
 """Questions without an answer after which a host counts as lost; the first is asked after as long as there is between two of them."""
 GRACE_SECONDS = 3.0
 """How long a rank that meets an error of its own, in a collective say, has to speak for itself first."""
 CONNECT_SECONDS = 15.0
+WORD_SECONDS = 2.0
+"""How long rank 0 listens to a new connection; a host says its few bytes at once."""
+ALONE = "only --hang_timeout notices"
 GOODBYE = b"."
 TOKEN_BYTES = 32
 
@@ -68,6 +71,10 @@ class HostContact:
     def connect(self) -> list[str]:
         """Begin to watch. Collective: every rank must call. Returns what a person should be told: hosts that there is no line to."""
         hosts = self._hosts()
+        if len(hosts) == 1 and spans_hosts(self._world) and self._timeout:
+            return [
+                f"warning: the hosts of this run can't be told apart (all are {hosts[0].name}), so that {ALONE} when one is lost"
+            ]
         if len(hosts) == 1 or not self._timeout:
             return []
         failures = self._connect(hosts)
@@ -75,9 +82,7 @@ class HostContact:
             threading.Thread(target=self._watch, name="host-contact", daemon=True).start()
         if not failures:
             return []
-        return [
-            f"warning: no line to {len(failures)} of the other hosts, so that only --hang_timeout notices when they are lost: {failures[0]}"
-        ]
+        return [f"warning: no line to {len(failures)} of the other hosts, so that {ALONE} when they are lost: {failures[0]}"]
 
     def lost(self, seconds: float = 1.5) -> str:
         """Return the host that was lost, waiting so long for that to be known; "" where none was that this process has a line to."""
@@ -108,7 +113,12 @@ class HostContact:
                 failure = f"{mine.name} (rank {mine.rank}): {error}"
         if listener is not None:
             self._accept(listener, token, hosts)
-        return [failure for failure in all_gathered(failure) if failure]
+        reports = all_gathered((failure, [host.rank for host in self._peers.values()]))
+        kept = reports[0][1]
+        if mine is not None and mine.rank not in kept:
+            self._drop()  # rank 0 was not there for it in time; the connection it never took will be reset
+        missing = [f"{host.name} (rank {host.rank}): not seen by rank 0 in time" for host in hosts[1:] if host.rank not in kept]
+        return [failure for failure, _ in reports if failure] or missing
 
     def _accept(self, listener: socket.socket, token: bytes, hosts: list[Host]) -> None:
         expected = {host.rank: host for host in hosts[1:]}
@@ -118,15 +128,20 @@ class HostContact:
                 listener.settimeout(left)
                 try:
                     peer, _ = listener.accept()
-                    peer.settimeout(max(deadline - time.monotonic(), 0.1))
+                    peer.settimeout(WORD_SECONDS)
                     said = peer.recv(TOKEN_BYTES + 4, socket.MSG_WAITALL)
                 except OSError:
-                    continue
+                    continue  # a stranger that says nothing is forgotten, and closed with that
                 host = expected.pop(int.from_bytes(said[TOKEN_BYTES:], "big"), None) if said[:TOKEN_BYTES] == token else None
                 if host is None:
                     peer.close()
                 else:
                     self._keep(peer, host)
+
+    def _drop(self) -> None:
+        for peer in self._peers:
+            peer.close()
+        self._peers.clear()
 
     def _keep(self, peer: socket.socket, host: Host) -> None:
         between = max(round(self._timeout / (PROBES + 1)), 1)

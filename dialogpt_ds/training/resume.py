@@ -128,7 +128,13 @@ def first_look(settings: Settings) -> int | None:
         UserError: there is nothing to go on from that was asked for, or it doesn't fit this run.
     """
     folder = CheckpointFolder(settings.output_dir)
-    for step in candidates(settings, folder):
+    try:
+        steps = candidates(settings, folder)
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {settings.output_dir} can't be looked into ({error.strerror}: {error.filename}); name one that you may enter"
+        ) from error
+    for step in steps:
         try:
             summary = Summary.read(folder.path(step))
         except DamagedCheckpointError:

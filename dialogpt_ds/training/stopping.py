@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from dialogpt_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_RUN_FAILED
+from dialogpt_ds.launching.launcher import runner_at
 
 STOP_FILE = "STOP"
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -146,9 +147,17 @@ def _launcher_of(process: psutil.Process) -> list[psutil.Process]:
     found.append(parent)
     if _says(parent, "deepspeed.launcher.launch"):
         runner = _parent(parent)
-        above = runner if runner is not None and _says(runner, "deepspeed") else _ssh_session_of(parent)
+        above = runner if runner is not None and _is_runner(runner) else _ssh_session_of(parent)
         found += [above] if above is not None else []
     return found
+
+
+def _is_runner(process: psutil.Process) -> bool:
+    """Return whether a process is the deepspeed command; a shell whose command only speaks of it is not."""
+    try:
+        return runner_at(process.cmdline()) is not None
+    except psutil.Error:
+        return False
 
 
 def _ssh_session_of(launcher: psutil.Process) -> psutil.Process | None:

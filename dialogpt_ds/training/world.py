@@ -165,6 +165,13 @@ def _why_apart(error: RuntimeError) -> str:
             f"port {os.environ['MASTER_PORT']}, where this run's processes meet, is taken on this host, perhaps by another run: name "
             f"another one (deepspeed --master_port 29501 ..., torchrun --master_port 29501 ...). ({said[:200]})"
         )
+    if "NCCL" in f"{type(error).__name__} {error}":
+        reason = str(error).partition("Last error:")[2].strip() or said
+        return (
+            f"the processes met at {meeting_place()}, but their GPUs could not be connected (NCCL): {' '.join(reason.split())[:500]}. Two "
+            "processes on one GPU, a driver that fails, or an interface that leads nowhere (NCCL_SOCKET_IFNAME) are the usual reasons; "
+            "NCCL_DEBUG=INFO says more"
+        )
     return (
         f"the processes did not come together at {meeting_place()}: do all hosts reach this address and port? python launch/doctor.py "
         f"--hostfile HOSTS finds out. ({type(error).__name__}: {said[:300]})"

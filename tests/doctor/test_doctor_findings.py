@@ -40,6 +40,7 @@ def test_nothing_is_wrong_with_two_equal_hosts() -> None:
 
 def test_facts_survive_the_way_over_ssh_and_a_talkative_shell() -> None:
     assert from_output(f"Welcome to worker-1!\n{to_line(NODE)}\nbye\n") == NODE
+    assert from_output(f"a banner without an end of line {to_line(NODE)}") == NODE
     assert from_output("command not found") is None
 
 

@@ -83,6 +83,19 @@ def test_other_code_and_a_missing_folder_are_problems(changes: dict[str, Any], w
     assert words in finding.text
 
 
+def test_another_commit_with_the_same_code_is_a_warning_for_the_trainer_takes_it() -> None:
+    finding = only([found for found in hosts.code_findings(pair(revision="1234567890abcdef"), NODE) if found.level != "ok"])
+    assert finding.level == "warning"
+    assert "git revision 1234567890, here it is abcdef0123, with the same dialogpt_ds" in finding.text
+
+
+def test_a_run_that_is_started_on_each_host_needs_no_pdsh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    both = [Host("worker-1", 2, 1), Host("worker-2", 2, 2)]
+    assert levels(hosts.launcher_findings(both, NODE, pair())) == ["problem"]
+    assert levels(hosts.launcher_findings(both, NODE, pair(), no_ssh=True)) == ["ok"]
+
+
 def test_a_copy_of_the_same_code_without_git_is_as_good() -> None:
     assert levels(hosts.code_findings(pair(revision=""), NODE)) == ["ok"]
 

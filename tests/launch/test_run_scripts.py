@@ -86,8 +86,9 @@ def test_a_host_file_goes_to_the_launcher_and_its_ssh_notices_lost_links(data: P
     assert words[:2] == ["--hostfile", "hosts"]
     assert words[words.index("--expect_world_size") + 1] == "16"
     arguments, deepspeed = what_runs(done.stdout)
-    assert (arguments["model_name_or_path"], arguments["num_optim_steps"]) == ("762M", 883_000)
-    assert deepspeed["train_batch_size"] == 80, "40 on 8 GPUs; twice the GPUs, twice the rows"
+    assert arguments["model_name_or_path"] == "762M"
+    numbers = (deepspeed["train_batch_size"], arguments["num_optim_steps"])
+    assert numbers == (80, 441_500), "40 and 883,000 on 8 GPUs; twice the GPUs, twice the rows, half the steps"
     assert "-o ServerAliveInterval=15" in (tmp_path / "ssh").read_text()
 
 
@@ -121,6 +122,18 @@ def test_fine_tuning_trains_a_folder_for_so_many_epochs(small_world: tuple[Path,
     assert f"--num_optim_steps {steps} " in done.stderr, "what is given comes after it and holds"
     assert (tmp_path / "out" / "model" / "config.json").is_file()
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) >= 2
+
+
+def test_fine_tuning_on_long_rows_takes_smaller_pieces(data: Path, small_world: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run_script("finetune_12GB.sh", data, tmp_path, 1, MODEL=str(small_world[0]), CONFIG="ds_configs/zero1_fp16.json")
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[words.index("--gradient_accumulation_steps") + 1] == "32", f"2 rows of 512 at a time\n{done.stderr}"
+
+
+def test_fine_tuning_without_shards_says_what_is_missing(small_world: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run_script("finetune_12GB.sh", tmp_path / "nowhere", tmp_path, 1, MODEL=str(small_world[0]))
+    assert done.returncode == 2
+    assert "nowhere/train/manifest.json (DATA and EPOCHS)" in done.stderr
 
 
 def test_fine_tuning_without_a_model_says_how_to_get_one(tmp_path: Path) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 from deepspeed.launcher.multinode_runner import PDSHRunner
 
-from dialogpt_ds.launching.environment_file import EnvironmentFile, find_environment_files, is_secret, read_environment_file
+from dialogpt_ds.launching.environment_file import (
+    EnvironmentFile,
+    find_environment_files,
+    is_secret,
+    launcher_exports,
+    read_environment_file,
+)
 
 
 def read(folder: Path, text: str) -> EnvironmentFile:
@@ -103,3 +109,10 @@ def test_the_files_are_those_that_the_launcher_reads(tmp_path: Path) -> None:
     assert find_environment_files(environment | {"DS_ENV_FILE": "mine"}, folder) == [home / "mine", folder / "mine"]
     assert find_environment_files(environment | {"DS_ENV_FILE": str(home / "mine")}, folder) == [home / "mine"]
     assert find_environment_files(environment | {"DS_ENV_FILE": "none"}, folder) == []
+
+
+def test_the_launcher_gives_its_own_variables_and_those_of_the_file_but_no_secrets(tmp_path: Path) -> None:
+    (tmp_path / ".deepspeed_env").write_text("CUDA_HOME=/opt/cuda\nHF_TOKEN=hf_abcdefghijklmnopqrstuvwxyz0123456789\n")
+    environment = {"HOME": str(tmp_path), "NCCL_DEBUG": "INFO", "PYTHONPATH": "/more", "EDITOR": "vi"}
+    found = launcher_exports(environment, tmp_path)
+    assert found == {"CUDA_HOME": "/opt/cuda", "NCCL_DEBUG": "INFO", "PYTHONPATH": f"{tmp_path}:/more"}

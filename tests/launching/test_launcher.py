@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dialogpt_ds.launching.launcher import hostfile_of, is_this_machine
+from dialogpt_ds.launching.launcher import chosen_hosts, hostfile_of, is_this_machine, runner_at
 from tests.helpers.launch import deepspeed, run
 
 DEEPSPEED = "/venv/bin/deepspeed"
@@ -48,9 +48,30 @@ def test_a_host_file_with_another_host_alone_does_not_train_here(small_world: tu
     hostfile.write_text("192.0.2.7 slots=1\n")  # an address of nobody's (RFC 5737)
     done = with_hostfile(str(hostfile), small_world, tmp_path / "out")
     assert done.returncode == 2
-    assert "names 192.0.2.7 alone" in done.stderr
+    assert "leaves 192.0.2.7 alone" in done.stderr
     assert "start it on 192.0.2.7, or add --force_multi" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ([], ["a", "b", "c"]),
+        (["--include", "b"], ["b"]),
+        (["--include=c:0,1@a"], ["a", "c"]),
+        (["-e", "a@b:1"], ["b", "c"]),
+        (["--num_nodes", "1"], ["a"]),
+    ],
+)
+def test_the_hosts_that_the_launcher_leaves(words: list[str], left: list[str]) -> None:
+    assert chosen_hosts(["a", "b", "c"], ["python", DEEPSPEED, "--hostfile", "hosts", *words, "train.py"]) == left
+
+
+def test_a_shell_that_starts_the_launcher_is_not_the_runner() -> None:
+    """pdsh's command under a login shell that stays, as dash and older bashes do: the ssh session above it is what to watch."""
+    shell = ["sh", "-c", "export A=b; cd /srv; /venv/bin/python -u -m deepspeed.launcher.launch --world_info=x train.py"]
+    assert runner_at(shell) is None
+    assert runner_at(["/venv/bin/python", DEEPSPEED, "--num_gpus", "2", "train.py"]) == 1
 
 
 def test_names_of_this_machine() -> None:

@@ -86,3 +86,16 @@ def test_a_port_that_is_taken_is_said(small_world: tuple[Path, Path], tmp_path: 
             assert run.wait() == 1
         assert f"run failed: port {port}, where this run's processes meet, is taken on this host" in run.output
         assert "Traceback" not in run.output
+
+
+def test_what_nccl_says_is_not_taken_for_a_network_that_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dialogpt_ds.training.world import _why_apart
+
+    monkeypatch.setenv("MASTER_ADDR", "node07")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    said = _why_apart(RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:77, invalid usage\nLast error:\nDuplicate GPU detected"))
+    assert said.startswith(
+        "the processes met at node07:29500, but their GPUs could not be connected (NCCL): Duplicate GPU detected."
+    )
+    other = _why_apart(RuntimeError("Gloo connectFullMesh failed"))
+    assert other.startswith("the processes did not come together at node07:29500")

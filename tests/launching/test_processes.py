@@ -62,6 +62,25 @@ def test_a_single_task_and_the_batch_script_itself_are_one_process(changes: dict
     assert "RANK" not in environment
 
 
+def test_ranks_of_mpirun_in_a_job_of_slurm_are_not_taken_for_the_daemons_that_srun_started() -> None:
+    environment = SRUN | {
+        "OMPI_COMM_WORLD_RANK": "19",
+        "OMPI_COMM_WORLD_SIZE": "24",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "3",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
+        "MASTER_ADDR": "node07",
+        "MASTER_PORT": "29500",
+    }
+    adopt_scheduler(environment)
+    assert [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")] == ["19", "24", "3", "8"]
+
+
+def test_a_persons_shell_in_a_step_of_many_tasks_is_one_process() -> None:
+    environment = SRUN | {"SLURM_PTY_PORT": "41234"}
+    adopt_scheduler(environment)
+    assert "RANK" not in environment
+
+
 def test_tasks_of_mpirun_need_a_place_to_meet() -> None:
     environment = {
         "OMPI_COMM_WORLD_RANK": "2",
@@ -102,6 +121,7 @@ def test_a_task_that_sees_one_gpu_takes_it() -> None:
         only_gpu(visible, environment)
         return environment["LOCAL_RANK"]
 
-    assert local_rank(1, SLURM_PROCID="3") == "0"
-    assert local_rank(4, SLURM_PROCID="3") == "3"
+    assert local_rank(1, SLURM_PROCID="11", RANK="11") == "0"
+    assert local_rank(4, SLURM_PROCID="11", RANK="11") == "3"
+    assert local_rank(1, SLURM_PROCID="0", RANK="3") == "3", "a launcher in a batch script, whose ranks are its own"
     assert local_rank(1) == "3", "the launcher shows all GPUs to each of its processes; one is missing then"

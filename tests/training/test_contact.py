@@ -41,6 +41,14 @@ def test_hosts_that_part_in_order_say_nothing(tmp_path: Path) -> None:
         assert (code, said) == (0, "notes []\nparted\n")
 
 
+def test_a_stranger_that_says_nothing_and_a_host_that_is_late_leave_the_run_alone(tmp_path: Path) -> None:
+    (first, said), (second, _) = two_hosts("stranger", tmp_path)
+    assert (first, second) == (0, 0)
+    assert "warning: no line to 1 of the other hosts, so that only --hang_timeout notices when they are lost" in said
+    assert "(rank 1): not seen by rank 0 in time" in said
+    assert said.endswith("parted\n")
+
+
 @pytest.mark.parametrize("srun", [False, True], ids=["hosts", "tasks of srun on one host"])
 def test_a_process_that_died_elsewhere_is_noticed_at_once(srun: bool, tmp_path: Path) -> None:
     started = time.monotonic()
