@@ -1,5 +1,6 @@
 """The doctor asks another host by ssh, for real: this machine once more, with file systems of its own."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,23 @@ def examine_over_ssh(keys: Keys, folder: Path, *words: str, slots: int = 1) -> E
     )
 
 
+def in_the_place_of_this_checkout(other: Path) -> list[str]:
+    """Return the commands that put another checkout there, with the same environment of Python where that lies in the checkout."""
+    python = Path(sys.prefix)
+    if not python.is_relative_to(ROOT):
+        return [f"mount --bind {other} {ROOT}"]
+    place = other / python.relative_to(ROOT)
+    place.mkdir(parents=True, exist_ok=True)
+    return [f"mount --bind {python} {place}", f"mount --rbind {other} {ROOT}"]
+
+
 def test_a_host_with_other_code_a_small_shared_memory_and_a_full_disk(
     keys: Keys, other_host: OtherHost, other_checkout: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     output.mkdir()
     other_host.start(
-        f"mount --bind {other_checkout} {ROOT}",
+        *in_the_place_of_this_checkout(other_checkout),
         "mount -t tmpfs -o size=64m tmpfs /dev/shm",
         f"mount -t tmpfs -o size=1m tmpfs {output}",
     )
@@ -56,7 +67,7 @@ def test_a_host_with_other_code_a_small_shared_memory_and_a_full_disk(
 @pytest.mark.parametrize(
     ("mount", "words"),
     [
-        ("mount -t tmpfs tmpfs {root}", "{root} on it holds no code with this doctor"),
+        ("mount -t tmpfs tmpfs {root}/dialogpt_ds", "{root} on it holds no code with this doctor"),
         ("mount -t tmpfs tmpfs {above}", "there is no folder {root} on it"),
     ],
 )
