@@ -14,6 +14,7 @@ from typing import Any
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.launching.launcher import check_hostfile
 from dialogpt_ds.launching.meeting import Meeting, meeting_place, name_interface
+from dialogpt_ds.launching.op_locks import release_stale_locks
 from dialogpt_ds.launching.processes import only_gpu
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -136,6 +137,8 @@ def join_world(world: World, verbose: bool = False, hang_timeout: float = 0) -> 
     if accelerator.device_name() != "cpu":
         accelerator.set_device(world.local_rank)
     name_interface()
+    for lock in release_stale_locks():
+        print(f"removed {lock}, which a process that was killed has left behind", file=sys.stderr)
     if world.size > 1 and accelerator.device_name() == "cpu":
         # Built on first use, which can take a minute: nobody should think then that ranks are missing.
         with nullcontext() if verbose else redirect_stdout(io.StringIO()):
