@@ -79,7 +79,7 @@ def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
         require_tensorboard()
     from dialogpt_ds.export.folder import FOLDER, exported_step
     from dialogpt_ds.training.resume import first_look, lock_output
-    from dialogpt_ds.training.run import confirm_finished, train
+    from dialogpt_ds.training.whole_run import confirm_finished, train
 
     step = first_look(settings)
     if step is not None and step >= arguments.num_optim_steps and exported_step(settings.output_dir / FOLDER) == step:
