@@ -38,8 +38,7 @@ try:
 except (OSError, ValueError, KeyError) as error:
     sys.exit(f"error: {sys.argv[1]} (DATA and EPOCHS): {error!r}; preprocess/make_shards.py --validation_fraction 0.01 makes the shards")
 PY
-)
-[ -n "${steps:-}" ] || exit 2
+) || exit 2
 if [ -z "${CONFIG:-}" ]; then
   CONFIG=$(python -c 'import torch
 bf16 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
