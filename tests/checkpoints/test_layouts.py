@@ -122,6 +122,7 @@ def test_another_precision_goes_on_from_the_fp32_weights(small_world: SmallWorld
     assert losses_of(tmp_path / "changing") == pytest.approx(losses_of(tmp_path / "whole"), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_offloading_the_optimizer_on_the_way(small_world: SmallWorld, pools: Pools, tmp_path: Path) -> None:
     plain = Runs(small_world, tmp_path, "bf16", pools)
     plain.run(tmp_path / "whole", 2, 2, WHOLE)

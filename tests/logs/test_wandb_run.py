@@ -154,7 +154,7 @@ def test_a_server_that_is_down_at_the_start_costs_nothing_but_the_upload(
     assert own(wandb_files.history(records_of(folder))) == rows
 
 
-@pytest.mark.parametrize("outage", ["refuse", "hang"])
+@pytest.mark.parametrize("outage", [pytest.param("refuse", marks=pytest.mark.slow), "hang"])
 def test_a_server_that_goes_down_in_mid_run_holds_up_nobody_and_gets_the_rest_later(
     small_world: SmallWorld, tmp_path: Path, outage: str
 ) -> None:

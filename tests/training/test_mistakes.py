@@ -244,6 +244,7 @@ def test_tasks_of_mpirun_that_do_not_know_where_to_meet(
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     check_fails(capsys, arguments(small_world, tmp_path), "mpirun started 4 tasks, but nothing tells them where to meet")
