@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,3 +70,17 @@ def canonical_json(value: Any) -> str:
 def sha256_of_json(value: Any) -> str:
     """Return the SHA-256 of the canonical JSON text of `value`."""
     return hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()
+
+
+def appears(file: Path, seconds: float) -> bool:
+    """Wait until another host's new file is seen here, on a disk that both share; returns False where it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not file.exists():
+        if time.monotonic() > deadline:
+            return False
+        try:
+            os.listdir(file.parent)  # makes an NFS client look again
+        except OSError:
+            return False
+        time.sleep(0.2)
+    return True

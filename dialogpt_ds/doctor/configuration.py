@@ -6,6 +6,7 @@ from typing import Any
 
 from dialogpt_ds.commandline import Parsed
 from dialogpt_ds.config.batch import BatchSizes, resolve_batch
+from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.config.precision import Precision, fill_optimizer, fill_precision, resolve_precision
 from dialogpt_ds.doctor.arguments import DoctorArguments
 from dialogpt_ds.doctor.facts import HostFacts
@@ -30,13 +31,6 @@ class Configuration:
         """ZeRO stage, 0 to 3."""
         return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
 
-    @property
-    def offloaded(self) -> tuple[str, str]:
-        """Where optimizer and weights are kept: none (on the GPU), cpu or nvme."""
-        zero = self.deepspeed.get("zero_optimization", {})
-        optimizer, weights = ((zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param"))
-        return optimizer, weights
-
 
 def config_findings(parsed: Parsed[DoctorArguments]) -> tuple[list[Finding], Configuration | None]:
     """Read the configuration as the trainer does it."""
@@ -52,7 +46,9 @@ def config_findings(parsed: Parsed[DoctorArguments]) -> tuple[list[Finding], Con
         return [problem(CONFIG, str(error))], None
     found = Configuration(deepspeed, precision, notes)
     offload = [
-        f"{what} on {place}" for what, place in zip(("optimizer", "weights"), found.offloaded, strict=True) if place != "none"
+        f"{what} on {place}"
+        for what, place in zip(("optimizer", "weights"), offload_devices(deepspeed), strict=True)
+        if place != "none"
     ]
     parts = [
         arguments.deepspeed_config or "built in (no --deepspeed_config)",

@@ -126,12 +126,17 @@ def to_line(facts: HostFacts) -> str:
     return MARK + json.dumps(dataclasses.asdict(facts))
 
 
+def after_mark(output: str, mark: str) -> str | None:
+    """Return what follows a mark on the first line that has it; None where none has."""
+    return next((line.partition(mark)[2] for line in output.splitlines() if mark in line), None)
+
+
 def from_output(output: str) -> HostFacts | None:
     """Return what a host's output says; None where it holds no answer."""
-    line = next((line.partition(MARK)[2] for line in output.splitlines() if MARK in line), None)
-    if line is None:
+    said = after_mark(output, MARK)
+    if said is None:
         return None
-    content: dict[str, Any] = json.loads(line)
+    content: dict[str, Any] = json.loads(said)
     known = {field.name for field in dataclasses.fields(HostFacts)}  # another version there may say more
     content = {name: value for name, value in content.items() if name in known}
     content["gpus"] = [Gpu(**gpu) for gpu in content.get("gpus", ())]

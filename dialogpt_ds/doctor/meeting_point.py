@@ -4,7 +4,6 @@ It listens at the master port for as long as its standard input stays open, and 
 """
 
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.doctor.machine_facts import port_problem
+from dialogpt_ds.launching.meeting import listen_everywhere
 from dialogpt_ds.launching.start_checks import existing_part
 
 MARK = "dialogpt-doctor-meeting "
@@ -29,8 +29,7 @@ def first_address() -> str:
 
 def accept_all(port: int) -> None:
     """Take every connection and close it."""
-    both = socket.has_dualstack_ipv6()
-    server = socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET, backlog=512, dualstack_ipv6=both)
+    server = listen_everywhere(port, 512)
     while True:
         server.accept()[0].close()
 

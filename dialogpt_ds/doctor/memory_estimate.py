@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.doctor.configuration import Configuration
 from dialogpt_ds.doctor.facts import HostFacts
 from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
@@ -19,7 +20,7 @@ def fit_findings(
     """Hold the states of the run's ZeRO stage against the memory of its GPUs, or of its hosts on CPUs."""
     from dialogpt_ds.training.memory import layout_name, model_states
 
-    optimizer, weights = configuration.offloaded
+    optimizer, weights = offload_devices(configuration.deepspeed)
     name = layout_name(configuration.zero_stage, optimizer != "none", weights != "none")
     states = model_states(size.num_parameters, size.largest_layer, max(ranks.values()), len(ranks), configuration.precision)
     state = next((state for state in states if state.name == name), None)

@@ -4,13 +4,13 @@ It opens a connection to the master port and looks for the token's file; an empt
 """
 
 import json
-import os
 import socket
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dialogpt_ds.doctor.facts import after_mark
+from dialogpt_ds.files import appears
 from dialogpt_ds.launching.meeting import interface_towards
 
 MARK = "dialogpt-doctor-visit "
@@ -35,7 +35,7 @@ def visit(address: str, port: int, token: str) -> Visit:
     """Go and look."""
     towards = interface_towards(address) if address else None
     interface, own = towards or ("", "")
-    return Visit(_connect(address, port) if port else "", interface, own, _appears(Path(token)) if token else None)
+    return Visit(_connect(address, port) if port else "", interface, own, appears(Path(token), TOKEN_SECONDS) if token else None)
 
 
 def _connect(address: str, port: int) -> str:
@@ -51,20 +51,10 @@ def _connect(address: str, port: int) -> str:
     return ""
 
 
-def _appears(file: Path) -> bool:
-    deadline = time.monotonic() + TOKEN_SECONDS
-    while not file.exists():
-        if time.monotonic() > deadline or not file.parent.is_dir():
-            return False
-        os.listdir(file.parent)  # makes an NFS client look again
-        time.sleep(0.2)
-    return True
-
-
 def from_output(output: str) -> Visit | None:
     """Return what a host's output says; None where it holds no answer."""
-    line = next((line.partition(MARK)[2] for line in output.splitlines() if MARK in line), None)
-    return None if line is None else Visit(**json.loads(line))
+    said = after_mark(output, MARK)
+    return None if said is None else Visit(**json.loads(said))
 
 
 def main() -> int:

@@ -48,6 +48,13 @@ def interface_towards(address: str) -> tuple[str, str] | None:
     return None
 
 
+def listen_everywhere(port: int, backlog: int) -> socket.socket:
+    """Return a socket that listens on all addresses of this host, IPv6 ones too where there are any; raises OSError."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=both)
+
+
 def _is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 

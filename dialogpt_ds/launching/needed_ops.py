@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dialogpt_ds.config.offload import offload_devices
+
 SHARED_MEMORY = "deepspeed_shm_comm"
 _ON_HOST = {"adam": "cpu_adam", "adamw": "cpu_adam", "adagrad": "cpu_adagrad", "lion": "cpu_lion"}
 _ON_GPU = {"adam": "fused_adam", "adamw": "fused_adam", "lamb": "fused_lamb", "lion": "fused_lion"}
@@ -32,18 +34,17 @@ def needed_ops(deepspeed: dict[str, Any], on_gpu: bool) -> list[NeededOp]:
         on_gpu: whether the run is on GPUs.
     """
     found = [] if on_gpu else [NeededOp(SHARED_MEMORY, "ranks on a CPU exchange data through shared memory", False)]
-    zero = deepspeed.get("zero_optimization") or {}
-    places = {what: (zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")}
+    place_of_optimizer, place_of_weights = offload_devices(deepspeed)
     optimizer = deepspeed.get("optimizer") or {}
     kind, of_torch = str(optimizer.get("type", "AdamW")).lower(), (optimizer.get("params") or {}).get("torch_adam") is True
     if kind in ("adam", "adamw") and of_torch:
         pass
-    elif places["optimizer"] != "none":
+    elif place_of_optimizer != "none":
         if kind in _ON_HOST:
             found.append(NeededOp(_ON_HOST[kind], "the optimizer is offloaded to the host", False))
     elif kind in _ON_GPU:
         found.append(NeededOp(_ON_GPU[kind], f"the optimizer is DeepSpeed's own {optimizer.get('type', 'AdamW')}", on_gpu))
-    if "nvme" in places.values():
+    if "nvme" in (place_of_optimizer, place_of_weights):
         found.append(NeededOp("async_io", "weights or optimizer are offloaded to an NVMe disk", on_gpu))
     return found
 

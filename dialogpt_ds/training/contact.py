@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from dialogpt_ds.errors import EXIT_RUN_FAILED
+from dialogpt_ds.launching.meeting import listen_everywhere
 from dialogpt_ds.launching.processes import is_task_of_scheduler
 from dialogpt_ds.training.agreement import all_gathered, from_first
 from dialogpt_ds.training.world import World, spans_hosts
@@ -183,9 +184,7 @@ class HostContact:
 
 def _listener(num_hosts: int) -> socket.socket:
     _allow_files(2 * num_hosts)
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    return socket.create_server(("", 0), family=family, backlog=num_hosts, dualstack_ipv6=both)
+    return listen_everywhere(0, num_hosts)
 
 
 def _allow_files(number: int) -> None:

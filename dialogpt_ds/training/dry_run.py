@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dialogpt_ds.config.batch import BatchSizes
+from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.logs.start_table import start_table
 from dialogpt_ds.model.loss import to_tensors
 from dialogpt_ds.order.mixture import MixturePosition
@@ -135,20 +136,13 @@ def memory_table(states: list[States], activations: int, settings: Settings) -> 
         alone, both, host = (number / GIB for number in (state.device, state.device + activations, state.host))
         mark = " <- this run" if _is_this_run(state, settings) else ""
         lines.append(f"  {state.name:<{width}}  {alone:>9.2f}  {both:>14.2f}  {host:>10.2f}{mark}")
-    if "nvme" in _offload_devices(settings):
+    if "nvme" in offload_devices(settings.deepspeed):
         lines.append("  (what this run keeps on its NVMe disk takes no memory of the host but for buffers)")
     if not any(_is_this_run(state, settings) for state in states):
         lines.append("  (for this run's ZeRO stage with its offload in this precision there is no estimate)")
     return "\n".join(lines)
 
 
-def _offload_devices(settings: Settings) -> tuple[str, str]:
-    """Return where optimizer and weights are kept: none (the GPU), cpu or nvme."""
-    zero = settings.deepspeed.get("zero_optimization", {})
-    optimizer, weights = ((zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param"))
-    return optimizer, weights
-
-
 def _is_this_run(state: States, settings: Settings) -> bool:
-    optimizer, weights = (device != "none" for device in _offload_devices(settings))
+    optimizer, weights = (device != "none" for device in offload_devices(settings.deepspeed))
     return state.name == layout_name(settings.zero_stage, optimizer, weights)

@@ -1,8 +1,6 @@
 """What a run goes on from: the newest checkpoint that is whole, checked against the run, for one run at a time."""
 
-import os
 import socket
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from dialogpt_ds.checkpoints.folder import DAMAGED, CheckpointFolder, DamagedCheckpointError, Summary, difference
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.files import appears
 from dialogpt_ds.order.mixture import MixturePosition, order_differences, position_from_state
 from dialogpt_ds.training.agreement import all_gathered, all_reports, from_first
 from dialogpt_ds.training.settings import Settings
@@ -69,7 +68,7 @@ def check_shared(settings: Settings) -> None:
     if first:
         token.write_text("")
     all_gathered(None)  # now it is there
-    sees = _appears(token)
+    sees = appears(token, TOKEN_SECONDS)
     seen = all_gathered((socket.gethostname(), sees))
     blind = [(rank, host) for rank, (host, saw) in enumerate(seen) if not saw]
     if first:
@@ -81,19 +80,6 @@ def check_shared(settings: Settings) -> None:
             f"by rank {', '.join(str(rank) for rank, _ in blind)} on {', '.join(hosts)}. A checkpoint would be scattered over the nodes' "
             "own disks. Name a folder on a disk that all nodes share (NFS, Lustre, a mounted bucket), under the same path on each."
         )
-
-
-def _appears(file: Path) -> bool:
-    deadline = time.monotonic() + TOKEN_SECONDS
-    while not file.exists():
-        if time.monotonic() > deadline:
-            return False
-        try:
-            os.listdir(file.parent)  # makes an NFS client look again
-        except OSError:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 def candidates(settings: Settings, folder: CheckpointFolder) -> list[int]:

@@ -15,14 +15,3 @@ def options(small_world: SmallWorld, output: Path, steps: int) -> list[str]:
         "--deepspeed_config", write_deepspeed(output.parent, 1, "fp32"), "--num_optim_steps", str(steps),
         "--skip_eval", "--save_step", "1000000", "--lr_schedule", "None", "--learning_rate", "1e-3", "--wandb_mode", "disabled",
     ]  # fmt: skip
-
-
-def steps_done(output: Path) -> int:
-    """Return the number of optimizer steps that its log has."""
-    log = output / "train_log.txt"
-    return len(log.read_text().splitlines()) - 1 if log.is_file() else 0
-
-
-def newest_checkpoint(output: Path) -> int:
-    """Return the step of its newest checkpoint."""
-    return int((output / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))

@@ -12,8 +12,9 @@ import pytest
 from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
 from tests.clusters.manifests import Pod, documents, pod_of_job, pods_of_pytorchjob
-from tests.clusters.small_run import SmallWorld, newest_checkpoint, options, steps_done
+from tests.clusters.small_run import SmallWorld, options
 from tests.helpers.launch import BIN, Launched, free_port
+from tests.helpers.output_folder import latest, steps_done
 from tests.helpers.run_tasks import losses_of
 
 OLDEST = "1.31"
@@ -207,7 +208,7 @@ def test_sigterm_to_one_pod_stops_both_with_a_checkpoint(small_world: SmallWorld
         first.wait_until(lambda: second.descendants() and steps_done(output) >= 5)
         second.process.send_signal(signal.SIGTERM)
         assert [first.wait(), second.wait()] == [code, code], first.output + second.output
-    assert newest_checkpoint(output) == steps_done(output)
+    assert latest(output) == steps_done(output)
 
 
 @pytest.mark.parametrize("kind", ["Job", pytest.param("PyTorchJob", marks=pytest.mark.slow)])

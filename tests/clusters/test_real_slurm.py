@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.real_slurm import RealSlurm, wait_until, what_is_missing
-from tests.clusters.small_run import SmallWorld, newest_checkpoint, options, steps_done
+from tests.clusters.small_run import SmallWorld, options
 from tests.conftest import ROOT
+from tests.helpers.output_folder import latest, steps_done
 from tests.helpers.run_tasks import losses_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())]
@@ -42,14 +43,14 @@ def test_a_signalled_job_is_requeued_and_goes_on_and_a_cancelled_one_is_not(
     wait_until(lambda: steps_done(output) >= 5, 120)
     slurm.say("scancel", f"--signal={signal.SIGUSR1.name}", job)  # to the tasks alone, as --signal does before the limit
     wait_until(lambda: slurm.state(job) == ("PENDING", 1), 60)
-    step = newest_checkpoint(output)
+    step = latest(output)
     assert step == steps_done(output)
     slurm.say("scontrol", "update", f"JobId={job}", "StartTime=now")  # it would wait for two minutes
     wait_until(lambda: steps_done(output) >= step + 5, 120)
     assert slurm.state(job) == ("RUNNING", 1)
     slurm.say("scancel", job)
     wait_until(lambda: slurm.state(job)[0] == "CANCELLED", 60)
-    assert newest_checkpoint(output) == steps_done(output)
+    assert latest(output) == steps_done(output)
     found = losses_of(output)
     assert found[: len(undisturbed_losses)] == undisturbed_losses[: len(found)]
     assert f"requeueing job {job} (restart 1)" in (tmp_path / "log").read_text()

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.fake_slurm import FakeSlurm
-from tests.clusters.small_run import SmallWorld, newest_checkpoint, options, steps_done
+from tests.clusters.small_run import SmallWorld, options
 from tests.conftest import ROOT
 from tests.helpers.launch import Launched, clean_environment
+from tests.helpers.output_folder import latest, steps_done
 from tests.helpers.run_tasks import losses_of
 
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
@@ -69,7 +70,7 @@ def test_a_preemption_signals_the_batch_script_too_which_waits_for_the_checkpoin
         slurm.signal_tasks(signal.SIGTERM)
         assert launched.wait() == 75
     assert len(slurm.requeues) == 1
-    assert newest_checkpoint(output) == steps_done(output)
+    assert latest(output) == steps_done(output)
 
 
 @pytest.mark.slow

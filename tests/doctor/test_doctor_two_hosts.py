@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.doctor.other_host import Examined
-from tests.helpers.two_hosts import ADDRESSES, TwoHosts, why_not
+from tests.helpers.two_hosts import ADDRESSES, TwoHosts, two_hosts_or_skip
 
 pytestmark = pytest.mark.multinode
 
@@ -19,11 +19,7 @@ CPU = ("--deepspeed_config", "ds_configs/cpu_fp32.json", "--wandb_mode", "disabl
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
     """Skips, with the reason, where they can't be made."""
-    reason = why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    with TwoHosts(tmp_path_factory.mktemp("hosts")) as both:
-        yield both
+    yield from two_hosts_or_skip(tmp_path_factory.mktemp("hosts"))
 
 
 def examine(hosts: TwoHosts, output: Path, *words: str) -> Examined:

@@ -13,6 +13,7 @@ import pytest
 from tests.faults.conftest import Record
 from tests.faults.test_kills import FAULTS, STEPS, Case, run_whole
 from tests.helpers.launch import Launched, deepspeed, run
+from tests.helpers.output_folder import steps_done
 from tests.helpers.rank_pool import RankPool
 from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.run_tasks import losses_of, weights_of, whole_run
@@ -41,11 +42,6 @@ def reference(small_world: SmallWorld, two_ranks: RankPool, tmp_path_factory: py
     (end, _) = two_ranks.run(whole_run, Case(small_world, folder, 1).argv(folder / "out"))
     assert end["code"] == 0, end
     return weights_of(folder / "out")
-
-
-def steps_done(output: Path) -> int:
-    log = output / "train_log.txt"
-    return len(log.read_text().splitlines()) - 1 if log.is_file() else 0
 
 
 def long_argv(case: Case, output: Path, steps: int = 300) -> list[str]:

@@ -13,10 +13,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 from dialogpt_ds.training.stopping import PR_SET_PDEATHSIG
 from tests.conftest import ROOT
@@ -74,6 +75,15 @@ def why_not() -> str | None:
     trial = "ip link add name trial type bridge && ip link add name one type veth peer name other"
     tried = subprocess.run(["unshare", *NAMESPACES, "--fork", "--mount-proc", "sh", "-c", trial], capture_output=True, text=True)
     return None if tried.returncode == 0 else f"namespaces, a bridge and a link can't be made here: {tried.stderr.strip()}"
+
+
+def two_hosts_or_skip(folder: Path) -> Iterator["TwoHosts"]:
+    """Yield the two hosts to a fixture; skips the test, with the reason, where they can't be made."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with TwoHosts(folder) as hosts:
+        yield hosts
 
 
 class Host:

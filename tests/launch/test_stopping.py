@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.launch import Launched, deepspeed, run, torchrun
+from tests.helpers.output_folder import latest, steps_done
 from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.run_tasks import losses_of, weights_of
 
@@ -20,15 +21,6 @@ def options(small_world: SmallWorld, output: Path, *more: str) -> list[str]:
         "--deepspeed_config", write_deepspeed(output.parent, 1, "bf16"), "--output_dir", str(output), "--num_optim_steps", "100000",
         "--valid_step", "100000", "--save_step", "20", "--lr_schedule", "None", "--learning_rate", "1e-3", *more,
     ]  # fmt: skip
-
-
-def steps_done(output: Path) -> int:
-    log = output / "train_log.txt"
-    return len(log.read_text().splitlines()) - 1 if log.is_file() else 0
-
-
-def latest(output: Path) -> int:
-    return int((output / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
 
 
 def check_stopped(launched: Launched, output: Path, reason: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.helpers.two_hosts import TwoHosts, why_not
+from tests.helpers.two_hosts import TwoHosts, two_hosts_or_skip
 
 ROWS: list[tuple[str, str]] = []
 LOSSES: dict[str, tuple[list[float], list[float]]] = {}
@@ -17,11 +17,7 @@ RecordLosses = Callable[[str, list[float], list[float]], None]
 @pytest.fixture(scope="session")
 def both_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
     """The two hosts; skips the test, with the reason, where they can't be made."""
-    reason = why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    with TwoHosts(tmp_path_factory.mktemp("hosts")) as hosts:
-        yield hosts
+    yield from two_hosts_or_skip(tmp_path_factory.mktemp("hosts"))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from dialogpt_ds.checkpoints.folder import CheckpointFolder, Summary, sums_of
 from tests.conftest import ROOT
 from tests.helpers.launch import BIN, TRAIN, TRAIN_FP16_ON_CPU, Launched, deepspeed, run
+from tests.helpers.output_folder import steps_done
 from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.run_tasks import losses_of, weights_of
 from tests.helpers.two_hosts import ADDRESSES, NAMES, TwoHosts
@@ -79,11 +80,6 @@ def one_host(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) 
         return found[stage, precision]
 
     return output_of
-
-
-def steps_done(output: Path) -> int:
-    log = output / "train_log.txt"
-    return len(log.read_text().splitlines()) - 1 if log.is_file() else 0
 
 
 def check_last_checkpoint(output: Path) -> int:
