@@ -5,19 +5,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
+from dialogpt_ds.model.attention import Isolation, example_mask, isolation_of, no_mask, varlen_inputs
+from dialogpt_ds.model.head import columns_of, head_nll, piece_of
 from dialogpt_ds.model.probe import head_is_linear, takes
 from dialogpt_ds.order.batches import IGNORED_LABEL, TURN_GROUPS, MicroBatch
 
-CHUNK_TARGETS = 256
-"""Targets whose logits are there at a time with a chunked head; a multiple of TARGETS_MULTIPLE."""
-
-Tensors = dict[str, torch.Tensor]
+Inputs = dict[str, Any]
 
 
-def to_tensors(micro_batch: MicroBatch, device: torch.device | str, turn_ids: bool = False) -> Tensors:
-    """Return a micro-batch as tensors on `device`; with `turn_ids` also DialoGPT's turn numbers as token types."""
+def to_tensors(micro_batch: MicroBatch, device: torch.device | str, turn_ids: bool = False) -> Inputs:
+    """Return a micro-batch as tensors on `device`, for TargetLoss; with `turn_ids` also DialoGPT's turn numbers as token types."""
     arrays = {
         "input_ids": micro_batch.input_ids,
         "position_ids": micro_batch.position_ids,
@@ -25,16 +23,19 @@ def to_tensors(micro_batch: MicroBatch, device: torch.device | str, turn_ids: bo
         "labels": micro_batch.labels,
         "weights": micro_batch.weights,
         "turn_groups": micro_batch.turn_groups,
+        "example_starts": micro_batch.example_starts,
     }
     if turn_ids:
         arrays["token_type_ids"] = micro_batch.turn_ids
-    return {name: torch.as_tensor(array).to(device, non_blocking=True) for name, array in arrays.items()}
+    moved = {name: torch.as_tensor(array).to(device, non_blocking=True) for name, array in arrays.items()}
+    return moved | {"longest_example": micro_batch.longest_example}
 
 
 class TargetLoss(nn.Module):
     """Wraps a causal language model of transformers and returns sums over targets instead of logits."""
 
     def __init__(self, model: Any, chunked_head: bool = False) -> None:
+        """Look at a model, in fp32 on the CPU, with the implementation of attention that it is to be trained with."""
         super().__init__()
         self.model = model
         self.chunked_head = chunked_head
@@ -43,11 +44,13 @@ class TargetLoss(nn.Module):
         """Whether the model's logits are its output embedding applied to its last hidden state, and nothing more."""
         self.takes_positions = takes(model, "position_ids")
         """A model without them has an example in each row."""
-        self.in_one_row = "flash" in (getattr(model.config, "_attn_implementation", None) or "")
-        """transformers looks for restarting positions before FlashAttention only in a batch of one row."""
+        self.isolation: Isolation = isolation_of(model)
+        """What keeps the examples of a row apart."""
+        self.compiled = False
 
     def compile_body(self) -> None:
         """Compile what has the same shape in every step: all but the head, whose number of targets varies."""
+        self.compiled = True
         (self.model.base_model if self.head_is_linear else self.model).compile(dynamic=False)
 
     def forward(
@@ -58,6 +61,8 @@ class TargetLoss(nn.Module):
         labels: torch.Tensor,
         weights: torch.Tensor,
         turn_groups: torch.Tensor,
+        example_starts: torch.Tensor,
+        longest_example: int,
         token_type_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sum of weight * nll, a scalar, and sums by group of turns, [2, TURN_GROUPS]: of weight * nll, and of nll.
@@ -71,18 +76,16 @@ class TargetLoss(nn.Module):
             labels: [targets], IGNORED_LABEL where there is none.
             weights: [targets], 0 where there is none.
             turn_groups: [targets], which of TURN_GROUPS each belongs to.
+            example_starts: [examples + 1] int32, where each example begins in the flattened rows (padding is one too), and their end.
+            longest_example: tokens of the longest.
             token_type_ids: [rows, row_length] or None.
         """
-        # attention_mask=None and use_cache=False together with restarting positions: any other combination lets the
-        # examples of a row see each other, without a word.
-        inputs: dict[str, Any] = {"input_ids": input_ids}
+        inputs: Inputs = {"input_ids": input_ids, "use_cache": False}
         if self.takes_positions:
             inputs["position_ids"] = position_ids
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        if self.in_one_row:
-            inputs = {name: tensor.reshape(1, -1) for name, tensor in inputs.items()}
-        inputs |= {"attention_mask": None, "use_cache": False}
+        inputs |= self._apart(position_ids, example_starts, longest_example)
         if self.head_is_linear:
             hidden = self.model.base_model(**inputs).last_hidden_state
             nll = self._nll_of_hidden(hidden.flatten(0, 1)[target_places], labels)
@@ -91,23 +94,33 @@ class TargetLoss(nn.Module):
         weighted = nll * weights
         both = torch.stack([weighted, nll]).detach()
         # No matrix product, which autocast computes in half precision, and in which an infinite loss spoils the other groups.
-        by_turn = [torch.where(turn_groups == group, both, 0.0).sum(dim=1) for group in range(len(TURN_GROUPS))]
-        return weighted.sum(), torch.stack(by_turn, dim=1)
+        group = torch.arange(len(TURN_GROUPS), device=turn_groups.device).unsqueeze(1)
+        return weighted.sum(), torch.where(turn_groups == group, both.unsqueeze(1), 0.0).sum(dim=2)
+
+    def _apart(self, position_ids: torch.Tensor, example_starts: torch.Tensor, longest: int) -> Inputs:
+        """Return what keeps the examples of a row from seeing each other, as arguments of the model."""
+        if self.isolation == "mask":
+            # A mask of truth values would be turned into numbers in every layer, and kept for each one's backward pass.
+            half = torch.is_autocast_enabled(position_ids.device.type)
+            return {"attention_mask": example_mask(position_ids, torch.bool if half else self.model.get_input_embeddings().weight.dtype)}
+        if self.isolation in ("varlen", "flash"):
+            if self.compiled:
+                # One compiled function for every number of examples, and for every longest one.
+                torch._dynamo.mark_dynamic(example_starts, 0)
+                longest = position_ids.shape[1]
+            told = varlen_inputs(example_starts, longest)
+            return told | {"attention_mask": no_mask(position_ids.device) if self.isolation == "varlen" else None}
+        # attention_mask=None and use_cache=False together with restarting positions: any other combination lets the examples see
+        # each other, without a word.
+        return {"attention_mask": None}
 
     def _nll_of_hidden(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return each target's negative log-likelihood, [targets] fp32, from the states that predict them, [targets, width]."""
         head = self.model.get_output_embeddings()
         # Read once: ZeRO-3 gathers the weight here, and ranks differ in their number of pieces.
         weight, bias = head.weight, getattr(head, "bias", None)
-
-        def nll_of(states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-            return _nll(functional.linear(states, weight, bias), ids)
-
-        if not self.chunked_head:
-            return nll_of(hidden, labels)
-        pieces = zip(hidden.split(CHUNK_TARGETS), labels.split(CHUNK_TARGETS), strict=True)
-        # torch's linear_cross_entropy does the same, but rounds each target's loss to half precision where the model computes in it.
-        return torch.cat([checkpoint(nll_of, *piece, use_reentrant=False) for piece in pieces])
+        in_pieces = self.chunked_head or not torch.is_grad_enabled()  # nothing is kept, so memory need not be taken for all of them
+        return head_nll(hidden, weight, bias, labels, piece_of(hidden.device) if in_pieces else None, columns_of(hidden.device))
 
 
 def _nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

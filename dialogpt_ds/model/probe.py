@@ -64,7 +64,7 @@ def keeps_examples_apart(model: Any) -> bool:
     first, second = (torch.tensor([ids], device=device) % model.config.vocab_size for ids in ([5, 3, 8, 1], [2, 7, 4]))
     row = torch.cat([first, second], dim=1)
     places = torch.cat([torch.arange(n, device=device) for n in (first.shape[1], second.shape[1])]).unsqueeze(0)
-    with _quiet(model):
+    with quiet(model):
         apart = torch.cat([model(input_ids=ids, use_cache=False).logits for ids in (first, second)], dim=1)
         together = model(input_ids=row, position_ids=places, attention_mask=None, use_cache=False).logits
     return torch.allclose(apart, together, rtol=TOLERANCE, atol=TOLERANCE)
@@ -78,7 +78,7 @@ def head_is_linear(model: Any) -> bool:
     head = model.get_output_embeddings()
     if head is None or not hasattr(head, "weight") or model.base_model is model:
         return False
-    with _quiet(model):
+    with quiet(model):
         ids = torch.tensor([[0, 1]], device=head.weight.device)
         logits = {}
         for factor in (1.0, LARGE):
@@ -93,7 +93,7 @@ def head_is_linear(model: Any) -> bool:
 
 
 @contextmanager
-def _quiet(model: Any) -> Iterator[None]:
+def quiet(model: Any) -> Iterator[None]:
     """Run a model without dropout and gradients, and with an attention that runs on a CPU."""
     was_training, attention = model.training, getattr(model.config, "_attn_implementation", None)
     needs_gpu = attention is not None and "flash" in attention

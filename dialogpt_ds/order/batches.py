@@ -34,12 +34,21 @@ class MicroBatch:
     """[targets] float32, each target's weight; 0 beyond the real ones."""
     turn_groups: np.ndarray
     """[targets] int64, which of TURN_GROUPS each target belongs to; 0 beyond the real ones."""
+    example_starts: np.ndarray
+    """[examples + 1] int32, where each example begins in the flattened rows, and their end; a row's padding counts as one.
+
+    Two rows of 4 with examples of 3 and of 4 tokens: 0 3 4 8.
+    """
+    longest_example: int
+    """Tokens of the longest of them."""
 
     def pin_memory(self) -> "MicroBatch":
         """Return the same in page-locked memory, from which a GPU copies while it computes; the arrays are torch tensors then."""
         import torch
 
-        pinned: dict[str, Any] = {name: torch.from_numpy(array).pin_memory() for name, array in vars(self).items()}
+        pinned: dict[str, Any] = {
+            name: value if isinstance(value, int) else torch.from_numpy(value).pin_memory() for name, value in vars(self).items()
+        }
         return MicroBatch(**pinned)
 
 
@@ -62,7 +71,7 @@ class RankStep:
     position_after: MixturePosition
 
     def pin_memory(self) -> "RankStep":
-        """Return the same with its micro-batches in page-locked memory; DataLoader calls this."""
+        """Return the same with its micro-batches in page-locked memory."""
         return replace(self, micro_batches=[micro_batch.pin_memory() for micro_batch in self.micro_batches])
 
 
@@ -182,4 +191,7 @@ def _with_targets(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], weights: np
     labels[: len(targets)] = input_ids.ravel()[targets]
     target_weights[: len(targets)] = weights.ravel()[targets]
     turn_groups[: len(targets)] = np.clip(turn_ids.ravel()[targets], 1, len(TURN_GROUPS)) - 1
-    return MicroBatch(input_ids, position_ids, turn_ids, places, labels, target_weights, turn_groups)
+    starts = np.append(np.flatnonzero(position_ids.ravel() == 0), position_ids.size).astype(np.int32)
+    return MicroBatch(
+        input_ids, position_ids, turn_ids, places, labels, target_weights, turn_groups, starts, int(np.diff(starts).max())
+    )
