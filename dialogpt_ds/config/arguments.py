@@ -24,8 +24,9 @@ class TrainingArguments:
     no_token_id: bool = True
     """False feeds each token's turn number as its token type, as DialoGPT could."""
     attention: Attention = "auto"
-    """Implementation of attention: auto takes PyTorch's own (sdpa) where the model has it; eager is transformers' plain one,
-    flash_attention_2 needs a GPU and the package flash-attn."""
+    """Implementation of attention: auto takes the fastest that is right: varlen, PyTorch's FlashAttention for the examples of packed
+    rows (compute capability 8.0, fp16 or bf16, no dropout), else sdpa; eager is transformers' plain one, flash_attention_2 needs the
+    package flash-attn."""
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, about a third more computing."""
     chunked_head: bool = False

@@ -1,11 +1,16 @@
 """How the examples of a row are kept from seeing each other: by a kernel for sequences of several lengths, or by a mask."""
 
 import inspect
+import itertools
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 
+from dialogpt_ds.config.precision import Precision
+from dialogpt_ds.errors import UserError
+from dialogpt_ds.model.presets import Attention
 from dialogpt_ds.model.probe import quiet, takes
 
 VARLEN = "varlen"
@@ -20,6 +25,52 @@ EQUAL = 1e-4
 Isolation = Literal["varlen", "flash", "mask", "positions"]
 """What keeps examples apart: torch's kernel or the package flash-attn, both told where the examples begin; a mask that is made here;
 or whatever transformers makes of position_ids that restart, for which it waits for the device once in a forward pass."""
+
+
+def check_attention(wanted: Attention, precision: Precision, dropout: float) -> None:
+    """Refuse an implementation of attention that this machine does not have for the run; raises UserError."""
+    if wanted == "varlen":
+        problem = varlen_problem(precision, dropout)
+        if problem:
+            raise UserError(f"--attention varlen: {problem}; leave --attention out, which takes it where it can run")
+    elif wanted == "flash_attention_2":
+        if not torch.cuda.is_available() or find_spec("flash_attn") is None:
+            lacks = "there is no GPU here" if not torch.cuda.is_available() else "the package flash-attn is not installed"
+            raise UserError(f"--attention flash_attention_2: {lacks}; leave --attention out for PyTorch's own")
+        if precision == "fp32":
+            raise UserError("--attention flash_attention_2 computes in fp16 and bf16 alone, and this run is in fp32: leave it out")
+
+
+def varlen_problem(precision: Precision, dropout: float) -> str | None:
+    """Return why torch's attention for sequences of several lengths can't be had here; None where it can."""
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return "there is no NVIDIA GPU here that PyTorch can use"
+    capability = torch.cuda.get_device_capability()
+    if capability < VARLEN_CAPABILITY:
+        return f"its kernels need compute capability 8.0 (A100, RTX 30 and later), and this GPU has {capability[0]}.{capability[1]}"
+    if precision == "fp32":
+        return "its kernels compute in fp16 and bf16 alone, and this run is in fp32"
+    if dropout:
+        return f"its kernels have no dropout, and this run has --dropout {dropout:g}"
+    if find_spec("torch.nn.attention.varlen") is None:
+        return f"PyTorch {torch.__version__} has none (2.10 and later do)"
+    return None
+
+
+def set_attention(model: Any, wanted: Attention, precision: Precision, dropout: float) -> None:
+    """Give a model, in fp32 on the CPU, the implementation of attention that it is to be trained with.
+
+    Raises:
+        UserError: varlen is wanted, and the model's attention is of another kind.
+    """
+    if wanted == "varlen" and not can_be_varlen(model):
+        raise UserError(
+            f"--attention varlen: model type {model.config.model_type} computes something else with it than with its own attention "
+            f"(windows, capped or biased products, heads wider than {LARGEST_HEAD}); leave it out"
+        )
+    if wanted == "varlen" or (wanted == "auto" and varlen_problem(precision, dropout) is None and can_be_varlen(model)):
+        register_varlen()
+        model.set_attn_implementation(VARLEN)
 
 
 def register_varlen() -> None:
@@ -72,9 +123,9 @@ def varlen_attention(
     if wanted or dropout or not getattr(module, "is_causal", True):
         raise ValueError(f"varlen attention has no {', '.join(wanted) or ('dropout' if dropout else 'bidirectional form')}")
     rows, length = query.shape[0], query.shape[2]
-    flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]  # [tokens, heads, head_width], views
-    attend = _kernel if query.device.type == "cuda" else _by_examples
-    return attend(*flat, cu_seq_lens_q, max_length_q, scaling).unflatten(0, (rows, length)), None
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # [tokens, heads, head_width], views
+    attend = _by_examples if query.device.type == "cpu" else _kernel
+    return attend(q, k, v, cu_seq_lens_q, max_length_q, scaling).unflatten(0, (rows, length)), None
 
 
 def _kernel(
@@ -87,7 +138,8 @@ def _kernel(
     named |= {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}  # torch 2.10 has the second
     if query.shape[1] != key.shape[1] and "enable_gqa" in accepted:
         named["enable_gqa"] = True
-    return varlen_attn(query, key, value, starts, starts, longest, longest, **named)
+    output: Any = varlen_attn(query, key, value, starts, starts, longest, longest, **named)
+    return output
 
 
 def _by_examples(
@@ -96,13 +148,11 @@ def _by_examples(
     """Compute the same without a kernel, for devices that have none: examples come one by one."""
     shared = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
-    bounds, outputs = starts.tolist(), []
-    for begin, end in zip(bounds, bounds[1:], strict=False):
-        if begin == end:
-            continue
-        assert end - begin <= longest, (begin, end, longest)
-        one = [tensor[begin:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value)]
-        outputs.append(functional.scaled_dot_product_attention(*one, is_causal=True, scale=scaling)[0].transpose(0, 1))
+    outputs = []
+    for begin, end in itertools.pairwise(starts.tolist()):
+        assert begin < end <= begin + longest, (begin, end, longest)
+        q, k, v = (tensor[begin:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+        outputs.append(functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)[0].transpose(0, 1))
     return torch.cat(outputs)
 
 

@@ -246,20 +246,22 @@ def _any_number(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 _compiled: CompiledLoss | None = None
 
 
-def compile_loss(device: torch.device, weight: torch.Tensor) -> str | None:
+def compile_loss(device: torch.device, vocabulary: int, kind: torch.dtype) -> str | None:
     """Let the loss on this kind of device be computed by compiled functions, if they can be compiled and are right.
 
     Args:
         device: where to.
-        weight: of the head, for its shape and type.
+        vocabulary: token ids of the head.
+        kind: type of its logits.
 
     Returns:
         Why it can't be; None where it is. What is used then is slower, and equal.
     """
     global _compiled
     _compiled = None
-    logits = torch.linspace(-8, 8, 128, device=device).unsqueeze(1) * torch.linspace(-1, 1, weight.shape[0], device=device)
-    logits = _padded(logits.to(weight.dtype).T, columns_of(device)).T.contiguous()[:, : weight.shape[0]]
+    steps = torch.linspace(-1, 1, vocabulary, device=device)
+    logits = (torch.linspace(-8, 8, 128, device=device).unsqueeze(1) * steps).to(kind)
+    logits = _padded(logits.T, columns_of(device)).T.contiguous()[:, :vocabulary]  # as it lies in memory after the product
     labels = torch.arange(128, device=device)
     labels[-1] = IGNORED_LABEL
     expected = nll_of(logits, labels)

@@ -2,11 +2,11 @@
 
 import pickle
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.model.activation import fuse_activations
 from dialogpt_ds.model.pkl import config_of, is_pkl, read_pkl, shape_of
 from dialogpt_ds.model.presets import POSITIONS, PRESETS, VOCABULARY, Attention, Gpt2Shape, gpt2_shape
 from dialogpt_ds.model.weight_files import shapes_in
@@ -73,21 +73,10 @@ def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int, att
             f"--model {name!r} has {source.config.vocab_size:,} token ids, the shards were made with {vocabulary_size:,}: "
             "take the model that belongs to their tokenizer, or make the shards with the model's (--tokenizer)"
         )
-    _check_attention(attention)
     set_dropout(source.config, dropout)
     source.config.eos_token_id = source.config.bos_token_id = eos_id
     source.config.use_cache = True
     return source
-
-
-def _check_attention(attention: Attention) -> None:
-    if attention != "flash_attention_2":
-        return
-    import torch
-
-    if not torch.cuda.is_available() or find_spec("flash_attn") is None:
-        lacks = "there is no GPU here" if not torch.cuda.is_available() else "the package flash-attn is not installed"
-        raise UserError(f"--attention flash_attention_2: {lacks}; leave --attention out for PyTorch's own")
 
 
 def _config_of(name: str, what: str) -> Any:
@@ -141,6 +130,12 @@ def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
     Raises:
         UserError: the weights do not fit the shape; names the tensors.
     """
+    model = _built(source, init_checkpoint)
+    fuse_activations(model)
+    return model
+
+
+def _built(source: ModelSource, init_checkpoint: str | None) -> Any:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -169,7 +164,8 @@ def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
 
 
 def _attention_of(source: ModelSource) -> dict[str, Any]:
-    return {} if source.attention == "auto" else {"attn_implementation": source.attention}
+    # varlen is set where the engine is started: what the model is asked before runs on the CPU.
+    return {} if source.attention in ("auto", "varlen") else {"attn_implementation": source.attention}
 
 
 def _from_config(source: ModelSource) -> Any:

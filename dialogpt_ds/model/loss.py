@@ -102,7 +102,9 @@ class TargetLoss(nn.Module):
         if self.isolation == "mask":
             # A mask of truth values would be turned into numbers in every layer, and kept for each one's backward pass.
             half = torch.is_autocast_enabled(position_ids.device.type)
-            return {"attention_mask": example_mask(position_ids, torch.bool if half else self.model.get_input_embeddings().weight.dtype)}
+            return {
+                "attention_mask": example_mask(position_ids, torch.bool if half else self.model.get_input_embeddings().weight.dtype)
+            }
         if self.isolation in ("varlen", "flash"):
             if self.compiled:
                 # One compiled function for every number of examples, and for every longest one.

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+
+import torch
 
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.order.batches import RankStep
@@ -20,14 +21,16 @@ SHOWN_BLOCKS = 5
 class TrainingData:
     """The steps of a run, from a position on."""
 
-    def __init__(self, settings: Settings, position: MixturePosition, device: Any) -> None:
+    def __init__(self, settings: Settings, position: MixturePosition, device: torch.device) -> None:
         self.settings = settings
         self.position = position
         """The next row to be trained on: what a checkpoint keeps."""
         self._device = device
         self._batches: Iterator[RankStep | Failure] | None = None
+        self._ahead: RankStep | Failure | None = None
+        self._nobody_failed = False
         self.seconds_waited = 0.0
-        """How long this rank waited for its share of the last step."""
+        """How long this rank has waited for rows since a step was asked for."""
 
     @property
     def num_skipped_blocks(self) -> int:
@@ -50,22 +53,44 @@ class TrainingData:
             RunError: on every rank, with the message of the lowest rank that has one.
         """
         said: list[str] = []
+        self.seconds_waited = 0.0
         while True:
-            if self._batches is None:
-                self._batches = self._start()
-            started = time.perf_counter()
-            outcome = next(self._batches)
-            self.seconds_waited = time.perf_counter() - started
-            failures = all_reports(outcome if isinstance(outcome, Failure) else None, self._device)
+            known, outcome = self._nobody_failed, self._ahead or self._draw()
+            self._ahead, self._nobody_failed = None, False
+            failures = [] if known else all_reports(outcome if isinstance(outcome, Failure) else None, self._device)
             if not failures:
                 assert isinstance(outcome, RankStep)
                 self.position = outcome.position_after
                 return outcome, said
             said.append(self._skip_or_stop(failures))
 
+    def look_ahead(self) -> bool:
+        """Get this rank's share of the step after the one that the device is at work on; returns whether it can't be had.
+
+        Where all ranks tell each other so, and hear of none that can't (nobody_failed), next_step() need not ask them.
+        """
+        if self._ahead is None:
+            self._ahead = self._draw()
+        return isinstance(self._ahead, Failure)
+
+    def nobody_failed(self) -> None:
+        """Say that look_ahead() was False on every rank."""
+        self._nobody_failed = self._ahead is not None
+
+    def _draw(self) -> RankStep | Failure:
+        if self._batches is None:
+            self._batches = self._start()
+        started = time.perf_counter()
+        outcome = next(self._batches)
+        self.seconds_waited += time.perf_counter() - started
+        if isinstance(outcome, RankStep) and self._device.type == "cuda":
+            return outcome.pin_memory()  # from there a copy to the device needs no stop
+        return outcome
+
     def close(self) -> None:
         """End the loader's processes."""
-        self._batches = None
+        self._batches = self._ahead = None
+        self._nobody_failed = False
 
     def _start(self) -> Iterator[RankStep | Failure]:
         settings = self.settings
@@ -90,7 +115,7 @@ class TrainingData:
                 f"{_messages(blocks)}\nThe last complete checkpoint is untouched: mend the data and start the same command again, or give "
                 "--on_bad_block skip to train without what can't be read."
             )
-        self._batches = None
+        self.close()
         self.position = self._without(blocks)
         directories = self.settings.directories
         examples = sum(int(directories[b.source].index.examples[b.block]) for b in blocks)

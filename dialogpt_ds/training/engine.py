@@ -1,6 +1,7 @@
 """Building the DeepSpeed engine, and one optimizer step with it."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from dialogpt_ds.model.arithmetic import DTYPES
+from dialogpt_ds.model.head import compile_loss
 from dialogpt_ds.model.loss import TargetLoss, to_tensors
 from dialogpt_ds.order.batches import TURN_GROUPS, RankStep
 from dialogpt_ds.training.schedule import rate
 from dialogpt_ds.training.settings import Settings
 from dialogpt_ds.training.step_clock import StepClock
+from dialogpt_ds.training.world import collective_limit, limit_groups
 
 
 def start_engine(settings: Settings, model: Any) -> Any:
@@ -20,6 +24,7 @@ def start_engine(settings: Settings, model: Any) -> Any:
     import deepspeed
 
     loss = TargetLoss(model, settings.arguments.chunked_head)
+    _compile_loss(settings, loss)
     if settings.arguments.activation_checkpointing:
         recompute_activations(model)
     if settings.arguments.torch_compile:
@@ -40,6 +45,7 @@ def start_engine(settings: Settings, model: Any) -> Any:
         config=settings.deepspeed,
         lr_scheduler=make_scheduler,
     )
+    limit_groups(collective_limit(settings.arguments.hang_timeout))
     scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # the run ends with a message of its own, which names the rows
@@ -48,6 +54,23 @@ def start_engine(settings: Settings, model: Any) -> Any:
     elif settings.zero_stage == 0:
         _guard_update(engine)
     return engine
+
+
+def _compile_loss(settings: Settings, loss: TargetLoss) -> None:
+    """On a GPU, let what comes after the head's product be two kernels."""
+    from deepspeed.accelerator import get_accelerator
+
+    device = torch.device(get_accelerator().current_device_name())
+    if device.type != "cuda" or not loss.head_is_linear:
+        return
+    vocabulary = loss.model.get_output_embeddings().weight.shape[0]
+    problem = compile_loss(device, vocabulary, DTYPES[settings.precision])
+    if problem and settings.world.is_first:
+        print(
+            f"warning: the loss can't be compiled ({problem}), and takes several times as long without: Triton and a C compiler "
+            "are needed for it (on Debian, apt-get install gcc)",
+            file=sys.stderr,
+        )
 
 
 def recompute_activations(model: Any) -> None:
@@ -141,8 +164,8 @@ def train_step(
 ) -> StepResult:
     """Run the micro-batches of one optimizer step and update. Collective: every rank must call.
 
-    `tell` is asked after the update; what the ranks say is summed in the one reduction that the loss needs anyway. The device is waited
-    for once, when the sums are read.
+    `tell` is asked after the update was given to the device, which is still at work then; what the ranks say is summed in the one reduction
+    that the loss needs anyway. Nothing here waits for the device but the reading of the sums, once (DeepSpeed waits, too: for the norm).
 
     The loss of the step is sum(w * nll) / W over all ranks and micro-batches. DeepSpeed divides gradients by the number of
     micro-batches and averages them over ranks, so each micro-batch's sum is scaled by accumulation * ranks / W: that
@@ -162,7 +185,7 @@ def train_step(
         weights += np.bincount(micro_batch.turn_groups, micro_batch.weights, minlength=groups)
         clock.timed("backward", engine.backward, weighted * (scale * missing))
         clock.timed("optimizer", engine.step)
-    mine = torch.tensor([*weights, *tell()], dtype=torch.float32, device=device)
+    mine = _on_device([*weights, *tell()], device)
     together = torch.cat([total.view(1), by_turn, mine])
     torch.distributed.all_reduce(together)
     norm = engine.get_global_grad_norm()
@@ -180,6 +203,12 @@ def train_step(
         told=found[2 * groups :],
         turn_losses={n: s / w for n, s, w in zip(TURN_GROUPS, turn_losses, turn_weights, strict=True) if w > 0},
     )
+
+
+def _on_device(numbers: list[float], device: torch.device) -> torch.Tensor:
+    """Return numbers as fp32 on the device; from pageable memory the copy would wait for all that the device still has to do."""
+    tensor = torch.tensor(numbers, dtype=torch.float32, pin_memory=device.type == "cuda")
+    return tensor.to(device, non_blocking=True)
 
 
 def missing_loss_scale(engine: Any) -> float:

@@ -1,6 +1,6 @@
 """Exact perplexity over all ranks: every target of every row counts once, wherever it is computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,14 @@ import torch
 
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.model.loss import to_tensors
-from dialogpt_ds.order.batches import TURN_GROUPS, make_micro_batch, padding_rows
+from dialogpt_ds.order.batches import TURN_GROUPS, MicroBatch, make_micro_batch, padding_rows
 from dialogpt_ds.order.stream import Rows, RowStream
 from dialogpt_ds.training.agreement import all_reports
 from dialogpt_ds.training.progress_state import perplexity
 from dialogpt_ds.training.world import World
+
+GPU_BATCHES = 10
+"""Batches of a GPU between questions to all ranks whether one was asked to stop: each question waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def evaluate(
     world: World,
     rows_per_rank: int,
     padding_id: int,
-    device: Any,
+    device: torch.device,
     turn_ids: bool,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
@@ -50,36 +53,45 @@ def evaluate(
         RunError: on every rank, where one can't read a block; a figure without it could not be compared with the others.
     """
     groups = len(TURN_GROUPS)
-    sums = torch.zeros(2, groups, dtype=torch.float64, device=device)
-    """Of nll, and of targets, by group."""
-    was_training = engine.training
+    nll = torch.zeros(groups, dtype=torch.float64, device=device)
+    counts = np.zeros(groups)
+    was_training, asked = engine.training, False
     engine.eval()
     try:
         with torch.no_grad():
-            for window in range(stream.num_windows()):
-                rows = _rows_of_window(stream, window, device)
-                for start in range(0, rows.num_rows, rows_per_rank * world.size):
-                    first = start + world.rank * rows_per_rank
-                    mine = range(min(first, rows.num_rows), min(first + rows_per_rank, rows.num_rows))
-                    length = stream.key.row_length
-                    batch = (
-                        make_micro_batch(
-                            rows, mine, length, padding_id, rows_per_rank
-                        )  # one shape, so that nothing is compiled anew
-                        if mine
-                        else padding_rows(rows_per_rank, length, padding_id)
-                    )
-                    if _any_rank(asked_to_stop(), device):
-                        return None
-                    _, by_turn = engine(**to_tensors(batch, device, turn_ids))
-                    counts = np.bincount(batch.turn_groups[batch.labels >= 0], minlength=groups)
-                    sums += torch.stack([by_turn[1].double(), torch.as_tensor(counts, device=device).double()])
+            for number, batch in enumerate(_batches(stream, world, rows_per_rank, padding_id, device)):
+                asked = asked_to_stop() or asked
+                if (number % GPU_BATCHES == 0 or device.type == "cpu") and _any_rank(asked, device):
+                    return None
+                counts += np.bincount(batch.turn_groups[batch.labels >= 0], minlength=groups)
+                if device.type == "cuda":
+                    batch = batch.pin_memory()
+                _, by_turn = engine(**to_tensors(batch, device, turn_ids))
+                nll += by_turn[1]
     finally:
         engine.train(was_training)
+    sums = torch.stack([nll, torch.as_tensor(counts, device=device)])
     torch.distributed.all_reduce(sums)
-    nll, counts = sums.tolist()
-    by_group = zip(TURN_GROUPS, nll, counts, strict=True)
-    return Evaluation(sum(nll) / sum(counts), int(sum(counts)), {name: total / n for name, total, n in by_group if n})
+    total_nll, totals = sums.tolist()
+    by_group = zip(TURN_GROUPS, total_nll, totals, strict=True)
+    return Evaluation(sum(total_nll) / sum(totals), int(sum(totals)), {name: total / n for name, total, n in by_group if n})
+
+
+def _batches(stream: RowStream, world: World, rows_per_rank: int, padding_id: int, device: torch.device) -> Iterator[MicroBatch]:
+    """Yield this rank's batches, all of one shape, so that nothing is compiled anew. Collective: every rank must go on with it.
+
+    They are laid out while the device is at work on those before; only for a new window the ranks wait for each other.
+    """
+    length = stream.key.row_length
+    for window in range(stream.num_windows()):
+        rows = _rows_of_window(stream, window, device)
+        for start in range(0, rows.num_rows, rows_per_rank * world.size):
+            first = start + world.rank * rows_per_rank
+            mine = range(min(first, rows.num_rows), min(first + rows_per_rank, rows.num_rows))
+            if mine:
+                yield make_micro_batch(rows, mine, length, padding_id, rows_per_rank)
+            else:
+                yield padding_rows(rows_per_rank, length, padding_id)
 
 
 def _any_rank(mine: bool, device: Any) -> bool:

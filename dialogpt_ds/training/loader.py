@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dialogpt_ds.errors import RunError
@@ -83,7 +82,8 @@ def step_batches(
         num_workers=workers,
         prefetch_factor=STEPS_AHEAD if workers else None,
         multiprocessing_context="fork" if workers else None,  # a worker inherits the open shards
-        pin_memory=torch.accelerator.is_available(),  # a copy to the device then needs no stop
+        # No thread of torch's that pins: it waits for the rest of a message for ever where a worker is killed in the middle of one.
+        pin_memory=False,
     )
     try:
         yield from _iterate(loader)

@@ -49,6 +49,9 @@ from dialogpt_ds.training.settings import Settings
 from dialogpt_ds.training.start import Beginning, begin
 from dialogpt_ds.training.stopping import REASONS, StopRequests, exit_code_of
 
+FLAGS = len(REASONS) + 2
+"""Numbers that ranks tell before their gauges: reasons to stop, whether the clock wants a checkpoint, whether rows can't be read."""
+
 
 class TrainingRun:
     """A run in progress. Every method that computes is collective: every rank must call."""
@@ -175,13 +178,22 @@ class TrainingRun:
         seconds = time.perf_counter() - started
         self.state.add_step(step, result.loss, seconds, self.settings.row_length)
         self._judge(step, result, rate, seconds, before, Scale(scale, loss_scale(self.engine), lowest_loss_scale(self.engine)))
-        return _first_reason(result.told[: len(REASONS)]), result.told[len(REASONS)] > 0
+        clock_wants_one, failed = result.told[len(REASONS) : FLAGS]
+        if not failed:
+            self.data.nobody_failed()
+        return _first_reason(result.told[: len(REASONS)]), clock_wants_one > 0
 
     def _tell(self) -> list[float]:
-        """Return what this rank tells the others: reasons to stop, (rank 0) whether the clock wants a checkpoint, and its gauges."""
+        """Return what this rank tells the others: reasons to stop, (rank 0) whether the clock wants a checkpoint, whether it can't
+        read the rows of the next step, and its gauges."""
+        failed = False
+        if self.steps_left > 1:
+            self.watch.beat(f"waiting for the rows of step {self.state.global_step + 2}")
+            failed = self.data.look_ahead()  # while the device computes
+            self.watch.beat(f"computing step {self.state.global_step + 1}")
         wants_checkpoint = self.world.is_first and self.saver.clock_wants_one()
         gauges = told_by_this_rank(self.world, self.device, self.data.seconds_waited)
-        return [*self.requests.vector(), float(wants_checkpoint), *gauges]
+        return [*self.requests.vector(), float(wants_checkpoint), float(failed), *gauges]
 
     def _judge(
         self, step: RankStep, result: StepResult, rate: float, seconds: float, before: MixturePosition, scale: Scale
@@ -207,7 +219,7 @@ class TrainingRun:
             "skipped_blocks": self.data.num_skipped_blocks,
             "skipped_examples": self.data.num_skipped_examples,
             "seconds_per_step": seconds,
-            **largest(result.told[len(REASONS) + 1 :]),
+            **largest(result.told[FLAGS:]),
         }
         operations = self.arithmetic.operations(step.num_tokens, step.num_targets, length)
         self.recorder.step(step_values(result, step, self.state, facts, operations / self.all_peaks), self.state)

@@ -12,6 +12,7 @@ from dialogpt_ds.config.deepspeed_json import check_deepspeed_config, read_deeps
 from dialogpt_ds.config.precision import Precision, fill_optimizer, fill_precision, resolve_precision
 from dialogpt_ds.config.sources import NamedSource, parse_sources
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.model.attention import check_attention, set_attention
 from dialogpt_ds.model.load import ModelSource, build_model, check_init_checkpoint, find_model
 from dialogpt_ds.model.probe import Wants, check_model
 from dialogpt_ds.order.batches import Share
@@ -186,6 +187,7 @@ def model_of(settings: Settings) -> Any:
     model = build_model(settings.model, arguments.init_checkpoint or None)
     wants = Wants(arguments.packing, not arguments.no_token_id, arguments.activation_checkpointing, arguments.chunked_head)
     check_model(model, settings.model.name, wants)
+    set_attention(model, arguments.attention, settings.precision, arguments.dropout)
     return model
 
 
@@ -221,8 +223,7 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
     check_cache([*directories, *([evaluation] if evaluation else [])], cache)
     tokenizer = tokenizer_of(train)
     model = find_model(arguments.model_name_or_path, arguments.dropout, manifest.eos_id, manifest.vocab_size, arguments.attention)
-    if arguments.attention == "flash_attention_2" and precision == "fp32":
-        raise UserError("--attention flash_attention_2 computes in fp16 and bf16 alone, and this run is in fp32: leave it out")
+    check_attention(arguments.attention, precision, arguments.dropout)
     if arguments.init_checkpoint:
         check_init_checkpoint(arguments.init_checkpoint, model)
     check_model_tokenizer(model, train)
@@ -306,6 +307,8 @@ def deepspeed_config_of(arguments: TrainingArguments) -> tuple[dict[str, Any], l
             notes.append("no precision in it")
     else:
         config = {"zero_optimization": {"stage": 1, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}}
+    # It waits for the device twice in every micro-batch; the trainer has clocks of its own, which don't.
+    config.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
     if config.get("gradient_clipping") is None:
         config["gradient_clipping"] = DEFAULT_CLIPPING
         notes.append(f"gradient_clipping {DEFAULT_CLIPPING} filled in")

@@ -143,7 +143,7 @@ def join_world(world: World, verbose: bool = False, hang_timeout: float = 0) -> 
         # Built on first use, which can take a minute: nobody should think then that ranks are missing.
         with nullcontext() if verbose else redirect_stdout(io.StringIO()):
             accelerator.create_op_builder("ShareMemCommBuilder").load()
-    limit = timedelta(seconds=hang_timeout + SECONDS_AFTER_HANG if hang_timeout else WITHOUT_LIMIT)
+    limit = collective_limit(hang_timeout)
     with Meeting(world.rank, world.size, world.is_first or world.local_rank == 0):
         try:
             with nullcontext() if verbose else redirect_stdout(io.StringIO()):  # every rank would print that an op was built
@@ -158,6 +158,19 @@ def join_world(world: World, verbose: bool = False, hang_timeout: float = 0) -> 
             raise RunError(_why_apart(error)) from error
     _unlink_shared_buffer(world)
     return device
+
+
+def collective_limit(hang_timeout: float) -> timedelta:
+    """Return how long a collective may take: longer than the watch over hangs waits, whose report is to come first."""
+    return timedelta(seconds=hang_timeout + SECONDS_AFTER_HANG if hang_timeout else WITHOUT_LIMIT)
+
+
+def limit_groups(limit: timedelta) -> None:
+    """Give every group of processes the limit. DeepSpeed makes its own, which would end a run of NCCL's after 10 minutes."""
+    from torch.distributed.distributed_c10d import _set_pg_timeout, _world
+
+    for group in list(_world.pg_map):
+        _set_pg_timeout(limit, group)
 
 
 def _why_apart(error: RuntimeError) -> str:
