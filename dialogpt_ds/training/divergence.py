@@ -14,7 +14,7 @@ from dialogpt_ds.order.mixture import Mixture, MixturePosition
 from dialogpt_ds.order.places import examples_in, listed
 from dialogpt_ds.training.agreement import all_gathered, all_reports
 from dialogpt_ds.training.engine import StepResult
-from dialogpt_ds.training.memory import parts_here
+from dialogpt_ds.model.saved_bytes import parts_here
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.settings import Settings
 

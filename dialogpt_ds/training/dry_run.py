@@ -11,12 +11,12 @@ from dialogpt_ds.config.batch import BatchSizes
 from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.logs.start_table import start_table
 from dialogpt_ds.model.loss import to_tensors
+from dialogpt_ds.model.saved_bytes import activations_measured
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.engine import start_engine, train_step
 from dialogpt_ds.training.memory import (
     States,
-    activations_measured,
     largest_layer,
     layout_name,
     model_states,
