@@ -44,7 +44,9 @@ PUBLISHED = (
 """As their READMEs and tables have them."""
 LOWEST, HIGHEST = 0.85, 1.30
 """What is modelled divided by what was published lies between these."""
-ERROR = f"for {len(PUBLISHED)} published figures of A100s and an H100 it says {LOWEST:.2f} to {HIGHEST:.2f} times of what was measured"
+ERROR = (
+    f"for {len(PUBLISHED)} published figures of A100s and an H100 it says {LOWEST:.2f} to {HIGHEST:.2f} times of what was measured"
+)
 
 
 def dense_trace(model: str, fused_loss: bool) -> Trace:
@@ -65,5 +67,11 @@ def preset_config(name: str, vocabulary: int = VOCABULARY) -> Any:
 
     shape = PRESETS[name]
     return GPT2Config(
-        n_layer=shape.layers, n_embd=shape.width, n_head=shape.heads, vocab_size=vocabulary, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        n_layer=shape.layers,
+        n_embd=shape.width,
+        n_head=shape.heads,
+        vocab_size=vocabulary,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
     )

@@ -50,9 +50,9 @@ GPUS = (
 BF16_CAPABILITY: Capability = (8, 0)
 """What bf16 needs."""
 
-# Shares of the data sheets that kernels reach: one of each kind for all GPUs. They were chosen so that published figures lie around what
-# is modelled: kernels written for the purpose (llm.c) above it, PyTorch programs (llm-foundry, litgpt, nanoGPT) at it or below. calibration.py has
-# them. Those for links, for fp32 and for the kernel that reads a mask were not fitted to anything.
+# Shares of the data sheets that kernels reach, one of each kind for all GPUs. The first two and BANDWIDTH_SHARE were chosen so that
+# published figures (calibration.py) lie around what is modelled: kernels written for the purpose (llm.c) above it, PyTorch programs
+# (llm-foundry, litgpt, nanoGPT) at it or below. Those for fp32, for links, and for the kernel that reads a mask were fitted to nothing.
 MATRIX_SHARE = 0.65
 """Of the peak in half precision: matrix products of the sizes that these models have (large ones reach 0.8 on an A100, 0.7 on an H100)."""
 FLASH_SHARE = 0.3

@@ -52,20 +52,24 @@ class Workload:
         num_targets = -(-int(rows * row_length * target_share) // 128) * 128
         return cls(rows, row_length, num_targets, tuple(lengths), rows * row_length)
 
-    def inputs(self) -> Inputs:
-        """Return the arguments of TargetLoss, on `meta`."""
+    def inputs(self, turn_ids: bool = False) -> Inputs:
+        """Return the arguments of TargetLoss, on `meta`; with `turn_ids` also token types."""
 
         def of(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=META)
 
         targets = {name: of(self.num_targets) for name in ("target_places", "labels", "turn_groups")}
-        return targets | {
-            "input_ids": of(self.rows, self.row_length),
-            "position_ids": of(self.rows, self.row_length),
-            "weights": of(self.num_targets, dtype=torch.float32),
-            "example_starts": of(len(self.lengths) + 1, dtype=torch.int32),
-            "longest_example": max(self.lengths),
-        }
+        of_tokens = ("input_ids", "position_ids", *(("token_type_ids",) if turn_ids else ()))
+        tokens = {name: of(self.rows, self.row_length) for name in of_tokens}
+        return (
+            targets
+            | tokens
+            | {
+                "weights": of(self.num_targets, dtype=torch.float32),
+                "example_starts": of(len(self.lengths) + 1, dtype=torch.int32),
+                "longest_example": max(self.lengths),
+            }
+        )
 
     @property
     def computed_pairs(self) -> int:
@@ -80,7 +84,9 @@ class Workload:
         )  # fmt: skip
 
 
-def planned_loss(config: Any, dtype: torch.dtype, planned: Planned, chunked_head: bool = False, checkpointed: bool = False) -> TargetLoss:
+def planned_loss(
+    config: Any, dtype: torch.dtype, planned: Planned, chunked_head: bool = False, checkpointed: bool = False
+) -> TargetLoss:
     """Return a model's loss on `meta`.
 
     Args:
@@ -149,7 +155,7 @@ class Trace:
         return [*self.forward, *self.backward]
 
 
-def trace(loss: TargetLoss, workload: Workload) -> Trace:
+def trace(loss: TargetLoss, workload: Workload, turn_ids: bool = False) -> Trace:
     """Run a loss on `meta` forward and backward and write down what happens."""
     assert loss.planned_device is not None
     recorder = _Recorder(workload)
@@ -157,7 +163,7 @@ def trace(loss: TargetLoss, workload: Workload) -> Trace:
     try:
         with _Kernels(loss.planned_device), recorder:
             with activations_measured(loss) as saved:
-                weighted, sums = loss(**workload.inputs())
+                weighted, sums = loss(**workload.inputs(turn_ids))
             forward, recorder.calls = recorder.calls, []
             del sums
             weighted.backward()
@@ -256,7 +262,9 @@ class _Recorder(TorchDispatchMode):
         into, outcome = _tensors((args, named)), _tensors(out)
         returned = {id(tensor) for tensor in outcome}
         pairs = zip(func._schema.arguments, args, strict=False)
-        in_place = [value for argument, value in pairs if argument.is_write and id(value) not in returned and torch.is_tensor(value)]
+        in_place = [
+            value for argument, value in pairs if argument.is_write and id(value) not in returned and torch.is_tensor(value)
+        ]
         written = [*outcome, *in_place]
         if name in WRITES_ALONE:
             read = []

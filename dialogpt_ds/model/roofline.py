@@ -4,7 +4,7 @@ The roofline model (Williams, Waterman and Patterson 2009), for every operation 
 is assumed, and calibration for how far published figures are from it.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,8 +36,8 @@ PADDING = 64
 class MicroBatchCost:
     """A forward and a backward pass on a GPU."""
 
-    by_category: Counter[Category]
-    """Seconds of the GPU."""
+    by_category: dict[Category, float]
+    """Seconds of the GPU, the most first."""
     forward_seconds: float
     """The GPU's for the forward pass alone."""
     num_kernels: int
@@ -70,7 +70,7 @@ def cost_of(trace: Trace, gpu: Gpu, vocabulary: int, compiled: bool = False) -> 
     passes = [trace.forward, trace.backward]
     if compiled:
         passes = [_fused(calls, trace.calls, vocabulary) for calls in passes]
-    by_category: Counter[Category] = Counter()
+    by_category: dict[Category, float] = defaultdict(float)
     seconds = []
     for calls in passes:
         times = [(category_of(call, vocabulary), seconds_of(call, gpu)) for call in calls]
@@ -79,7 +79,8 @@ def cost_of(trace: Trace, gpu: Gpu, vocabulary: int, compiled: bool = False) -> 
         seconds.append(sum(time for _, time in times))
     calls = [call for some in passes for call in some]
     launch = COMPILED_LAUNCH_SECONDS if compiled else LAUNCH_SECONDS
-    return MicroBatchCost(by_category, seconds[0], len(calls), sum(call.num_bytes for call in calls), launch * len(calls))
+    most_first = dict(sorted(by_category.items(), key=lambda item: -item[1]))
+    return MicroBatchCost(most_first, seconds[0], len(calls), sum(call.num_bytes for call in calls), launch * len(calls))
 
 
 def seconds_of(call: Call, gpu: Gpu) -> float:

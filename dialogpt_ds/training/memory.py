@@ -19,6 +19,11 @@ class States:
     host: int
     """In each host's memory, all of its processes together."""
 
+    @property
+    def stage(self) -> int:
+        """ZeRO stage."""
+        return int(self.name.removeprefix("ZeRO-")[0])
+
 
 def layout_name(stage: int, optimizer_offloaded: bool = False, weights_offloaded: bool = False) -> str:
     """Return how a ZeRO stage with its offload is called."""

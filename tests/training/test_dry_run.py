@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dialogpt_ds.model.loss import TargetLoss
 from dialogpt_ds.model.activation import recompute_activations
+from dialogpt_ds.model.loss import TargetLoss
 from dialogpt_ds.model.saved_bytes import activations_measured
 from dialogpt_ds.training.memory import largest_layer, model_states
 from tests.conftest import ROOT
