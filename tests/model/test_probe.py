@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.model.load import find_model
 from dialogpt_ds.model.loss import TargetLoss
 from dialogpt_ds.model.probe import Wants, check_model, head_is_linear, keeps_examples_apart
 from tests.conftest import ROOT
@@ -85,26 +84,6 @@ def test_logits_that_are_capped_are_found_in_a_new_model_too() -> None:
         check_model(model, "gemma", Wants(chunked_head=True))
     assert head_is_linear(built("llama"))
     assert head_is_linear(built("gpt2"))
-
-
-def test_flash_attention_without_a_gpu_is_refused_with_the_way_out() -> None:
-    with pytest.raises(UserError, match="--attention flash_attention_2: there is no GPU here; leave --attention out"):
-        find_model("tiny", 0.0, 50_256, 50_257, "flash_attention_2")
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_rows_laid_behind_each_other_as_flash_attention_wants_them_give_the_same_loss(attention: str) -> None:
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(0)
-    loss_of = TargetLoss(AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), attn_implementation=attention)).eval()
-    ids = torch.randint(0, 257, (3, 12))
-    places = torch.cat([torch.arange(7), torch.arange(5)]).repeat(3, 1)
-    targets = torch.tensor([2, 9, 14, 30])
-    inputs = (ids, places, targets, ids.flatten()[targets + 1], torch.ones(4), torch.zeros(4, dtype=torch.int64))
-    expected = loss_of(*inputs)[0]
-    loss_of.in_one_row = True
-    torch.testing.assert_close(loss_of(*inputs)[0], expected)
 
 
 def test_a_llama_trains_and_exports_like_a_gpt2(two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path) -> None:
