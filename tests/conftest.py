@@ -15,7 +15,8 @@ os.environ.update(
     WANDB_MODE="offline", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1"
 )
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-for name in (*OF_LAUNCHERS, "WANDB_API_KEY", "DEEPSPEED_TIMEOUT", "GLOO_SOCKET_IFNAME", "DS_ENV_FILE", "PDSH_SSH_ARGS_APPEND"):
+OF_NETWORKS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "DEEPSPEED_TIMEOUT", "DS_ENV_FILE", "PDSH_SSH_ARGS_APPEND")
+for name in (*OF_LAUNCHERS, *OF_NETWORKS, "WANDB_API_KEY"):
     os.environ.pop(name, None)
 for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_"))]:
     del os.environ[name]

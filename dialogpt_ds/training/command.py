@@ -22,6 +22,7 @@ from dialogpt_ds.training.requirements import check_requirements
 from dialogpt_ds.training.world import (
     World,
     check_world,
+    compute_deterministically,
     prepare_cpu,
     prepare_environment,
     ranks_here,
@@ -90,6 +91,8 @@ def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
         return EXIT_DONE
     warnings = [*([slow] if slow and world.is_first else []), *check_machine(settings, on_cpu_by_choice)]
     prepare_cpu(world)
+    if arguments.deterministic:
+        compute_deterministically()
     if arguments.verbose:
         from deepspeed.utils.logging import set_log_level_from_string
 

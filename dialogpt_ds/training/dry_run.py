@@ -41,7 +41,7 @@ def dry_run(settings: Settings) -> None:
     torch.manual_seed(settings.arguments.seed)
     model = model_of(settings)
     num_parameters = sum(p.numel() for p in model.parameters())
-    print(start_table(settings, num_parameters, "not in a dry run", 0))
+    print(start_table(settings, num_parameters, model.config._attn_implementation, "not in a dry run", 0))
     for note in notes:
         print(note)
     states = _states_of(settings, model, num_parameters)

@@ -59,6 +59,7 @@ class HangWatch:
             file.write(f"{say}\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
+            file.write(_collectives())
         hint = (
             "; the rank whose main thread is not in a collective is the one that hangs. The last complete checkpoint is kept: the same "
             "command goes on from it."
@@ -66,3 +67,14 @@ class HangWatch:
         print(f"run failed: {say}{hint if self._rank == 0 else ''}", file=sys.stderr, flush=True)
         time.sleep(GRACE_SECONDS)
         os._exit(EXIT_RUN_FAILED)
+
+
+def _collectives() -> str:
+    """Return what NCCL's flight recorder knows of the collectives that have not ended; nothing where there is none."""
+    try:
+        from torch._C import _distributed_c10d
+
+        record = _distributed_c10d._dump_nccl_trace_json(includeCollectives=True, onlyActive=True)  # type: ignore[attr-defined]
+    except Exception:  # a build without NCCL, or another version's recorder; the report goes on without
+        return ""
+    return f"collectives of NCCL that have not ended: {record.decode(errors='replace')}\n"

@@ -88,6 +88,12 @@ def prepare_environment(world: World) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The number of targets changes from step to step: blocks of the old sizes would fill a small card up in some hundred steps.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault(
+        "TORCH_FR_BUFFER_SIZE", "2000"
+    )  # collectives that NCCL's flight recorder keeps; a hang's report names the last
 
 
 def prepare_cpu(world: World) -> None:
@@ -106,6 +112,16 @@ def prepare_cpu(world: World) -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def compute_deterministically() -> None:
+    """Let a GPU compute the same bits each time; before it is used. Slower: attention's backward pass does not add by atomics then."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # of cuBLAS's guide; read when its first handle is made
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cuda.enable_cudnn_sdp(False)  # PyTorch has no deterministic backward pass by cuDNN
 
 
 def free_port() -> int:

@@ -60,7 +60,8 @@ def check_metrics(output: Path) -> None:
     """Check that everything that is logged has a meaning, and that everything with a meaning is logged."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     logged = {name for row in rows for name in row}
-    not_here = {"gpu_memory_gib", "failed_saves", "loss_turn_3", "loss_turn_4_plus", "eval_loss_turn_3", "eval_loss_turn_4_plus"}
+    of_gpus = {"gpu_memory_gib", "gpu_reserved_gib", "gpu_alloc_retries"}
+    not_here = of_gpus | {"failed_saves", "loss_turn_3", "loss_turn_4_plus", "eval_loss_turn_3", "eval_loss_turn_4_plus"}
     assert logged == {STEP, *METRICS} - not_here, "no GPU, no save that failed, examples of two turns"
     on_the_dashboard = {name for section in DASHBOARD for panel in section.panels for name in panel.metrics}
     assert on_the_dashboard - not_here <= logged
