@@ -298,7 +298,10 @@ class TrainingRun:
     def _finish(self) -> None:
         """Export the model, and put together where everything is."""
         self.watch.beat("exporting the model")
-        self.exported = export_model(self.engine, self.saver, self.state, self.data.position, self.device)
+        self.exported, exporting = export_model(self.engine, self.saver, self.state, self.data.position, self.device)
+        if self.recorder is not None:
+            for warning in exporting:
+                self.recorder.say(warning)
         step = self.state.global_step
         warnings = {
             "updates left out": self.engine.skipped_steps,

@@ -30,6 +30,10 @@ def fp16_from(power: int) -> dict[str, Any]:
     return {"fp16": {"initial_scale_power": power, "hysteresis": 1}}
 
 
+def num_files(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
 def loss_scales_of(output: Path) -> set[float]:
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return {m["loss_scale"] for m in metrics if "loss" in m}
@@ -180,14 +184,20 @@ def test_a_conversion_is_made_once_and_anew_where_it_is_damaged(small_world: Sma
     folder = CheckpointFolder(tmp_path / "out")
     summary = Summary.read(folder.path(HALF))
     said: list[str] = []
+    told: list[str] = []
 
     def converted() -> tuple[Path, float, list[str]]:
         said.clear()
-        path = convert(folder, summary, said.append, lambda doing: None)
+        path = convert(folder, summary, said.append, told.append)
         return path, (path / "universal.json").stat().st_mtime_ns, list(said)
 
     path, first, words = converted()
     assert words == [f"converting {folder.path(HALF)} into DeepSpeed's universal format, once"]
+    assert [told[0], told[-1]] == [
+        f"converting {folder.path(HALF)}: 1 files so far",
+        f"reading the conversion of {folder.path(HALF)} for its checksums: {num_files(path) - 1:,} files so far",
+    ]
+    assert not (path / "tmp").exists()
     assert converted() == (path, first, [])
     tensor = next(path.glob("zero/*/exp_avg.pt"))
     content = bytearray(tensor.read_bytes())
