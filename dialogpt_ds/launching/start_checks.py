@@ -13,6 +13,7 @@ from dialogpt_ds.errors import UserError
 from dialogpt_ds.launching.environment_file import find_environment_files, read_environment_file
 from dialogpt_ds.launching.needed_ops import NeededOp, build_problems, find_build_tools, needed_ops
 from dialogpt_ds.launching.nvidia import num_device_files, num_pci_gpus, why_unused
+from dialogpt_ds.process import device_of_run
 
 SHARED_MEMORY = Path("/dev/shm")
 CPU_RANK_BYTES = 69_000_000
@@ -47,7 +48,7 @@ def launch_problems(rank: LaunchedRank) -> tuple[list[str], list[str]]:
     """
     import torch
 
-    on_gpu = torch.accelerator.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    on_gpu = device_of_run() != "cpu"
     visible = torch.cuda.device_count() if on_gpu and torch.cuda.is_available() else 0
     problems = [*_gpu_problems(rank, visible), *_op_problems(rank, on_gpu)]
     warnings: list[str] = []

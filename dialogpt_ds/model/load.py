@@ -10,6 +10,7 @@ from dialogpt_ds.errors import UserError
 from dialogpt_ds.model.pkl import config_of, is_pkl, read_pkl, shape_of
 from dialogpt_ds.model.presets import POSITIONS, PRESETS, VOCABULARY, Attention, Gpt2Shape, gpt2_shape
 from dialogpt_ds.model.weight_files import shapes_in
+from dialogpt_ds.process import device_of_run
 from dialogpt_ds.tokenization import require_hub
 
 
@@ -83,10 +84,9 @@ def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int, att
 def _check_attention(attention: Attention) -> None:
     if attention != "flash_attention_2":
         return
-    import torch
-
-    if not torch.cuda.is_available() or find_spec("flash_attn") is None:
-        lacks = "there is no GPU here" if not torch.cuda.is_available() else "the package flash-attn is not installed"
+    on_gpu = device_of_run() == "cuda"
+    if not on_gpu or find_spec("flash_attn") is None:
+        lacks = "the package flash-attn is not installed" if on_gpu else "this run is not on a GPU"
         raise UserError(f"--attention flash_attention_2: {lacks}; leave --attention out for PyTorch's own")
 
 

@@ -16,6 +16,7 @@ from dialogpt_ds.launching.launcher import check_hostfile
 from dialogpt_ds.launching.meeting import Meeting, meeting_place, name_interface
 from dialogpt_ds.launching.op_locks import release_stale_locks
 from dialogpt_ds.launching.processes import only_gpu
+from dialogpt_ds.process import device_of_run
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt(3), from its malloc.h."""
@@ -98,7 +99,7 @@ def prepare_cpu(world: World) -> None:
     """
     import torch
 
-    if torch.accelerator.is_available():
+    if device_of_run() != "cpu":
         return
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here(world), 1))

@@ -88,7 +88,7 @@ def test_logits_that_are_capped_are_found_in_a_new_model_too() -> None:
 
 
 def test_flash_attention_without_a_gpu_is_refused_with_the_way_out() -> None:
-    with pytest.raises(UserError, match="--attention flash_attention_2: there is no GPU here; leave --attention out"):
+    with pytest.raises(UserError, match="--attention flash_attention_2: this run is not on a GPU; leave --attention out"):
         find_model("tiny", 0.0, 50_256, 50_257, "flash_attention_2")
 
 
