@@ -13,10 +13,12 @@ from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dialogpt_ds.launching.checkpoint_size import approximate_parameters, checkpoint_bytes
 from dialogpt_ds.launching.nvidia import cpu_is_meant
+from dialogpt_ds.launching.op_folder import build_notice
 from dialogpt_ds.launching.processes import adopt_scheduler
 from dialogpt_ds.launching.start_checks import LaunchedRank, launch_problems
 from dialogpt_ds.logs.rank_output import mark_lines_of
 from dialogpt_ds.logs.tensorboard import require_tensorboard
+from dialogpt_ds.process import device_of_run
 from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.requirements import check_requirements
 from dialogpt_ds.training.world import (
@@ -110,7 +112,7 @@ def _say(warnings: list[str]) -> None:
 
 
 def check_machine(settings: "Settings", on_cpu_by_choice: bool) -> list[str]:
-    """Look at this machine as far as that takes milliseconds; returns what a person should be warned of.
+    """Look at this machine as far as that takes milliseconds; returns what a person should be warned of, or told.
 
     Raises:
         UserError: the run would fail here; all reasons at once.
@@ -123,7 +125,8 @@ def check_machine(settings: "Settings", on_cpu_by_choice: bool) -> list[str]:
     problems, found = launch_problems(rank)
     if problems:
         raise UserError("\n".join(problems))
-    return [f"warning: {warning}" for warning in found]
+    notice = build_notice(settings.deepspeed, device_of_run() != "cpu") if world.local_rank == 0 else ""
+    return [*(f"warning: {warning}" for warning in found), *([notice] if notice else [])]
 
 
 def show(settings: "Settings") -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.launching.launcher import check_hostfile
 from dialogpt_ds.launching.meeting import Meeting, meeting_place, name_interface
+from dialogpt_ds.launching.op_folder import use_own_folder
 from dialogpt_ds.launching.op_locks import release_stale_locks
 from dialogpt_ds.launching.processes import only_gpu
 from dialogpt_ds.process import device_of_run
@@ -89,6 +90,7 @@ def prepare_environment(world: World) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    use_own_folder()
 
 
 def prepare_cpu(world: World) -> None:
@@ -140,7 +142,7 @@ def join_world(world: World, verbose: bool = False, hang_timeout: float = 0) -> 
     name_interface()
     for lock in release_stale_locks():
         print(f"removed {lock}, which a process that was killed has left behind", file=sys.stderr)
-    if world.size > 1 and accelerator.device_name() == "cpu":
+    if accelerator.device_name() == "cpu":
         # Built on first use, which can take a minute: nobody should think then that ranks are missing.
         with nullcontext() if verbose else redirect_stdout(io.StringIO()):
             accelerator.create_op_builder("ShareMemCommBuilder").load()
