@@ -120,7 +120,15 @@ def check_machine(settings: "Settings", on_cpu_by_choice: bool) -> list[str]:
     world = settings.world
     size = checkpoint_bytes(approximate_parameters(settings.model.config), settings.precision)
     rank = LaunchedRank(
-        world.rank, world.size, world.local_rank, ranks_here(world), settings.deepspeed, settings.output_dir, on_cpu_by_choice, size
+        world.rank,
+        world.size,
+        world.local_rank,
+        ranks_here(world),
+        settings.deepspeed,
+        settings.output_dir,
+        on_cpu_by_choice,
+        checkpoint_bytes=size,
+        precision=settings.precision,
     )
     problems, found = launch_problems(rank)
     if problems:
