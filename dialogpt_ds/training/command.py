@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dialogpt_ds.commandline import make_folder, parse, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dialogpt_ds.launching.checkpoint_size import approximate_parameters, checkpoint_bytes
 from dialogpt_ds.launching.nvidia import cpu_is_meant
@@ -91,7 +92,7 @@ def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
             print(f"nothing to do: {settings.output_dir} is at step {step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
         return EXIT_DONE
     warnings = [*([slow] if slow and world.is_first else []), *check_machine(settings, on_cpu_by_choice)]
-    prepare_cpu(world)
+    prepare_cpu(world, offloads=offload_devices(settings.deepspeed) != ("none", "none"))
     if arguments.verbose:
         from deepspeed.utils.logging import set_log_level_from_string
 
@@ -154,7 +155,7 @@ def show(settings: "Settings") -> None:
     if arguments.dry_run:
         from dialogpt_ds.training.dry_run import dry_run
 
-        prepare_cpu(World(0, 1, 0))
+        prepare_cpu(World(0, 1, 0), offloads=offload_devices(settings.deepspeed) != ("none", "none"))
         dry_run(settings)
 
 

@@ -18,6 +18,7 @@ from dialogpt_ds.launching.op_folder import use_own_folder
 from dialogpt_ds.launching.op_locks import release_stale_locks
 from dialogpt_ds.launching.processes import only_gpu
 from dialogpt_ds.process import device_of_run
+from dialogpt_ds.training.cores import share_cores
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt(3), from its malloc.h."""
@@ -93,20 +94,23 @@ def prepare_environment(world: World) -> None:
     use_own_folder()
 
 
-def prepare_cpu(world: World) -> None:
-    """Make training on a CPU fast: cores shared out among the host's ranks, and freed memory kept for the next step.
+def prepare_cpu(world: World, offloads: bool = False) -> None:
+    """Make what is computed on the CPU fast: cores shared out among the host's ranks, and freed memory kept for the next step.
 
     glibc gives every large block back to the system when it is freed, so each step pays for new, zeroed pages: half the time of the
     loss's backward pass on a small model (M_MMAP_MAX 0 and no trimming; see mallopt(3)). Other C libraries are left alone.
-    """
-    import torch
 
-    if device_of_run() != "cpu":
-        return
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here(world), 1))
+    Args:
+        world: this process among all.
+        offloads: whether a run on GPUs has its optimizer on the host.
+    """
+    on_cpu = device_of_run() == "cpu"
+    if on_cpu or offloads:
+        told = share_cores(ranks_here(world))
+        if told and world.local_rank == 0:
+            print(told, file=sys.stderr)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if on_cpu and mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
