@@ -115,16 +115,12 @@ def _repair_steps(engine: Any) -> None:
     """
     optimizer = torch_optimizer(engine)
     in_tensors = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
-    beside_parameter = {
-        id(parameter)
-        for group in optimizer.param_groups
-        if group.get("fused") or group.get("capturable")
-        for parameter in group["params"]
-    }
+    # Of all groups: stage 3 keeps their lists of parameters empty between steps, so a parameter can't be looked up in them.
+    beside_parameter = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for parameter, state in optimizer.state.items():
         if "step" in state:
             step = int(state["step"])
-            device = parameter.device if id(parameter) in beside_parameter else torch.device("cpu")
+            device = parameter.device if beside_parameter else torch.device("cpu")
             state["step"] = torch.tensor(float(step), device=device) if in_tensors else step
 
 

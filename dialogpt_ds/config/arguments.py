@@ -79,6 +79,8 @@ class TrainingArguments:
     """Half precision with loss scaling; where a DeepSpeed JSON names a precision, that holds."""
     loss_scale: float = 0
     """Fixed fp16 loss scale; 0 adapts it."""
+    deterministic: bool = False
+    """Compute on a GPU with kernels that give the same bits each time (some of attention's are slower); a CPU does so without."""
     max_skipped_steps: int = 20
     """Updates in a row that may be left out for gradients that are not finite; one more ends the run (fp16: at least as many as
     the loss scale needs to come down from where it starts)."""

@@ -88,6 +88,10 @@ class HostFacts:
     """Version of CUDA's compiler."""
     ops_built: list[str] = field(default_factory=list)
     """DeepSpeed's operations that were built when it was installed."""
+    ops_folder: str = ""
+    """Where others are built on first use."""
+    ops_in_folder: list[str] = field(default_factory=list)
+    """Those that were."""
     ops_compatible: dict[str, bool] = field(default_factory=dict)
     """All of DeepSpeed's operations, and whether each can be built, as ds_report says it."""
 

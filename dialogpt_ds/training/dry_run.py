@@ -1,6 +1,7 @@
 """A run without consequences: everything is built and two steps are taken, in one process, and nothing is written."""
 
 import os
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,11 +10,13 @@ import torch
 
 from dialogpt_ds.config.batch import BatchSizes
 from dialogpt_ds.config.offload import offload_devices
+from dialogpt_ds.launching.op_folder import build_notice
 from dialogpt_ds.logs.start_table import start_table
 from dialogpt_ds.model.attention import Isolation
 from dialogpt_ds.model.gpu_specs import CONTEXT, GIB
 from dialogpt_ds.model.micro_batch_trace import Trace, Workload
 from dialogpt_ds.order.mixture import MixturePosition
+from dialogpt_ds.process import device_of_run
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.engine import start_engine, train_step
 from dialogpt_ds.training.forecast import forecast
@@ -43,13 +46,15 @@ def dry_run(settings: Settings) -> None:
     torch.manual_seed(settings.arguments.seed)
     model = model_of(settings)
     num_parameters = sum(p.numel() for p in model.parameters())
-    print(start_table(settings, num_parameters, "not in a dry run", 0))
+    print(start_table(settings, num_parameters, model.config._attn_implementation, "not in a dry run", 0))
     for note in notes:
         print(note)
     states = _states_of(settings, model, num_parameters)
     planning = planning_of(settings, model)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # torchrun's own store is for all of its processes
+    if notice := build_notice(alone.deepspeed, device_of_run() != "cpu"):
+        print(notice, file=sys.stderr)
     device = join_world(alone.world)
     engine = data = None
     try:

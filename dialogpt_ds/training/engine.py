@@ -62,8 +62,8 @@ def _compile_loss(settings: Settings, loss: TargetLoss) -> None:
     from deepspeed.accelerator import get_accelerator
 
     device = torch.device(get_accelerator().current_device_name())
-    if device.type != "cuda" or not loss.head_is_linear:
-        return
+    if device.type != "cuda" or not loss.head_is_linear or settings.arguments.deterministic:
+        return  # which of several equal kernels is the fastest is measured anew in each process
     vocabulary = loss.model.get_output_embeddings().weight.shape[0]
     problem = compile_loss(device, vocabulary, DTYPES[settings.precision])
     if problem and settings.world.is_first:

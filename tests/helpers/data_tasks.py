@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,24 @@ from tests.helpers.rank_tasks import engine_of, settings_of
 CPU = torch.device("cpu")
 
 
-def take_steps(world: World, argvs: list[list[str]], steps: int, unlink: list[tuple[int, str]] = ()) -> dict[str, Any]:  # type: ignore[assignment]
-    """Take steps without training on them; returns the rows, what was said, the state, and the error that ended it.
+def take_steps(
+    world: World, argvs: list[list[str]], steps: int, unlink: Sequence[tuple[int, str]] = (), look_ahead: bool = False
+) -> dict[str, Any]:
+    """Take steps without training on them; returns the rows, what was said, the state, the error that ended it, and the reductions.
 
     Args:
         world: this rank's.
         argvs: a command line per rank.
         steps: how many.
         unlink: (step, file) to be deleted by rank 0 before that step.
+        look_ahead: look for the next step's rows in each step, as a run does while the device computes.
     """
+    from dialogpt_ds.training import data as module
+
     settings = settings_of(world, argvs[world.rank])
     data = TrainingData(settings, MixturePosition.start(len(settings.directories)), CPU)
-    rows, said, error = [], [], None
+    rows, said, error, asked, real = [], [], None, [], module.all_reports
+    module.all_reports = lambda *arguments: (asked.append(1), real(*arguments))[1]
     try:
         for number in range(steps):
             for at, file in unlink:
@@ -39,10 +46,18 @@ def take_steps(world: World, argvs: list[list[str]], steps: int, unlink: list[tu
             step, warnings = data.next_step()
             rows.append([tuple(row) for micro_batch in step.micro_batches for row in micro_batch.input_ids.tolist()])
             said += warnings
+            if look_ahead:
+                failed = torch.tensor(float(data.look_ahead()))
+                torch.distributed.all_reduce(failed)
+                if not failed.item():
+                    data.nobody_failed()
     except RunError as raised:
         error = str(raised)
+    finally:
+        module.all_reports = real
     data.close()
-    return {"rows": rows, "said": said, "error": error, "state": order_state(settings.order_key, data.position)}
+    state = order_state(settings.order_key, data.position)
+    return {"rows": rows, "said": said, "error": error, "state": state, "reductions": len(asked)}
 
 
 def kill_a_loader_process(world: World, argv: list[str]) -> str:

@@ -95,6 +95,23 @@ def test_skipping_leaves_out_the_same_on_all_ranks_and_at_any_number_of_them(
     assert alone["state"] == results[0]["state"]
 
 
+@pytest.mark.parametrize("on_bad_block", ["stop", "skip"])
+def test_a_look_ahead_changes_no_row_and_a_failure_seen_by_it_is_told_before_anybody_computes(
+    two_ranks: RankPool, small_world: tuple[Path, Path], copies: list[ShardDirectory], tmp_path: Path, on_bad_block: str
+) -> None:
+    """As a run does: the next step is looked for while one is computed, and its failure told with the sums of the step."""
+    damage_member(copies[1], int(plan_of(copies[1]).blocks[70]), "tokens.npy")
+    argvs = [argv_of(small_world, copy.folder, tmp_path, "--on_bad_block", on_bad_block) for copy in copies]
+    plain = two_ranks.run(data_tasks.take_steps, argvs, STEPS)
+    ahead = two_ranks.run(data_tasks.take_steps, argvs, STEPS, [], True)
+    for mine, theirs in zip(ahead, plain, strict=True):
+        reductions = mine.pop("reductions")
+        assert mine == {key: value for key, value in theirs.items() if key != "reductions"}
+        assert len(mine["rows"]) > 2
+        assert reductions == 1 + (2 if on_bad_block == "skip" else 1), "at the first step, and where something is to be agreed on"
+    assert plain[0]["reductions"] >= len(plain[0]["rows"])
+
+
 def one_process(small_world: tuple[Path, Path], data: Path, folder: Path, options: list[str]) -> dict[str, Any]:
     """The same run in one process: 16 rows a step in its micro-batches."""
     from dialogpt_ds.order.mixture import MixturePosition, order_state

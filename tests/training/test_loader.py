@@ -1,15 +1,18 @@
 """A run is stopped and gone on with at another number of ranks, accumulation and loader workers: one and the same rows."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from dialogpt_ds.order.batches import RankStep, Share
+from dialogpt_ds.order.batches import MicroBatch, RankStep, Share
 from dialogpt_ds.order.mixture import MixtureKey, MixturePosition, order_state, position_from_state
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.loader import step_batches
+from tests.conftest import ROOT
 from tests.helpers.streams import EOS, Row, directory_of, epoch_rows, first_rows, key_of, mixture_of
 
 GLOBAL_ROWS = 24
@@ -125,6 +128,10 @@ def test_a_mixture_goes_on_exactly(directory: ShardDirectory, tmp_path: Path) ->
     check(directories, key_of(directories, (2, 5)), SCENARIOS["other numbers of loader workers"])
 
 
+def contents(micro_batch: MicroBatch) -> dict[str, object]:
+    return {name: value if isinstance(value, int) else value.tolist() for name, value in vars(micro_batch).items()}
+
+
 def test_pinning_keeps_every_value(directory: ShardDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Page-locked memory needs a GPU's driver; what is checked here is that nothing is lost on the way."""
     import torch
@@ -134,5 +141,17 @@ def test_pinning_keeps_every_value(directory: ShardDirectory, monkeypatch: pytes
     assert isinstance(step, RankStep)
     pinned = step.pin_memory()
     for before, after in zip(step.micro_batches, pinned.micro_batches, strict=True):
-        assert {n: v.tolist() for n, v in vars(before).items()} == {n: v.tolist() for n, v in vars(after).items()}
+        assert torch.is_tensor(after.input_ids)
+        assert torch.is_tensor(after.example_starts)
+        assert contents(before) == contents(after)
     assert pinned.position_after == step.position_after
+
+
+@pytest.mark.parametrize("moment", ["half", "between"])
+def test_a_killed_worker_is_noticed_beside_a_gpu(directory: ShardDirectory, moment: str) -> None:
+    """torch's thread that pins memory would wait for the rest of a message for ever, and the rank for the thread."""
+    command = [sys.executable, "-m", "tests.helpers.killed_loader", str(directory.folder), moment]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "a data loading process ended: " in done.stdout
+    assert "--loader_workers 0 needs the least" in done.stdout

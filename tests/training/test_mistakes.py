@@ -257,3 +257,16 @@ def test_the_old_name_of_bf16_is_bf16(small_world: SmallWorld, tmp_path: Path, c
     printed = capsys.readouterr().out
     assert '"bf16": {' in printed
     assert "continue_from" not in printed, "run_config.yaml repeats the run, not this start of it"
+
+
+@pytest.mark.parametrize(("option", "value"), [("torch_compile", "True"), ("attention", "flash_attention_2")])
+def test_what_may_add_in_another_order_each_time_excludes_determinism(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    argv = arguments(small_world, tmp_path, deterministic="True", **{option: value})
+    check_fails(capsys, argv, f"--deterministic excludes --{option}", "leave one out")
+
+
+def test_varlen_attention_without_a_gpu(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = arguments(small_world, tmp_path, attention="varlen")
+    check_fails(capsys, argv, "--attention varlen: this run is not on an NVIDIA GPU", "leave --attention out")
