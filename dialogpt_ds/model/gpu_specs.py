@@ -47,8 +47,6 @@ GPUS = (
     Gpu("RTX 3090", (8, 6), 71e12, 35.6e12, 0.936e12, 23.6 * GIB, 32e9),
     Gpu("RTX 4090", (8, 9), 165e12, 82.6e12, 1.008e12, 23.5 * GIB, 32e9),
 )
-BF16_CAPABILITY: Capability = (8, 0)
-"""What bf16 needs."""
 
 # Shares of the data sheets that kernels reach, one of each kind for all GPUs. The first two and BANDWIDTH_SHARE were chosen so that
 # published figures (calibration.py) lie around what is modelled: kernels written for the purpose (llm.c) above it, PyTorch programs

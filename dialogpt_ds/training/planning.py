@@ -9,13 +9,15 @@ import torch
 
 from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.launching import gpu_precision
 from dialogpt_ds.model.arithmetic import DTYPES, Arithmetic, arithmetic_of
 from dialogpt_ds.model.attention import VARLEN_CAPABILITY, isolation_on
-from dialogpt_ds.model.gpu_specs import BF16_CAPABILITY, Capability, Gpu, gpu_of, link_of
+from dialogpt_ds.model.gpu_specs import Capability, Gpu, gpu_of, link_of
 from dialogpt_ds.model.loss import Planned
 from dialogpt_ds.model.micro_batch_trace import Trace, Workload, planned_loss, trace
 from dialogpt_ds.model.probe import head_is_linear
 from dialogpt_ds.order.batches import RankStep
+from dialogpt_ds.process import device_of_run
 from dialogpt_ds.training.settings import Settings
 from dialogpt_ds.training.step_cost import Layout
 
@@ -33,6 +35,8 @@ class Planning:
     arithmetic: Arithmetic
     num_parameters: int
     num_tensors: int
+    num_embedded: int
+    """Parameters of the input embedding."""
     gpu: Gpu | None
     """None: no particular one, so that there is memory to be told, but no time."""
     capability: Capability
@@ -50,18 +54,16 @@ def check_gpu(settings: Settings) -> None:
         return
     gpu = gpu_of(arguments.gpu)
     link_of(gpu, hosts_of(settings)[1], arguments.link)
-    has = f"--gpu {gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}"
-    if settings.precision == "bf16" and gpu.capability < BF16_CAPABILITY:
-        raise UserError(f"{has}, and bf16 needs 8.0: take fp16, as in ds_configs/zero1_fp16.json")
-    if arguments.attention in ("varlen", "flash_attention_2") and gpu.capability < VARLEN_CAPABILITY:
-        raise UserError(f"{has}, and --attention {arguments.attention} needs 8.0: leave it out")
+    refusal, _ = gpu_precision.findings(settings.precision, gpu.capability, f"--gpu {gpu.name}")
+    if refusal:
+        raise UserError(f"{refusal}: {gpu_precision.WAY_OUT}")
 
 
 def planning_of(settings: Settings, model: Any) -> Planning:
     """Look at a model, in fp32 on the CPU, for the GPU of --gpu, else this machine's, else one of compute capability 8.0."""
     arguments = settings.arguments
     gpu = gpu_of(arguments.gpu) if arguments.gpu else None
-    here = torch.cuda.get_device_capability() if torch.cuda.is_available() and torch.version.cuda else VARLEN_CAPABILITY
+    here = torch.cuda.get_device_capability() if device_of_run() == "cuda" else VARLEN_CAPABILITY
     capability = gpu.capability if gpu else here
     isolation = isolation_on(capability, model, arguments.attention, settings.precision, arguments.dropout)
     parameters = list(model.parameters())
@@ -71,6 +73,7 @@ def planning_of(settings: Settings, model: Any) -> Planning:
         arithmetic_of(model),
         sum(parameter.numel() for parameter in parameters),
         len(parameters),
+        model.get_input_embeddings().weight.numel(),
         gpu,
         capability,
     )
@@ -96,6 +99,7 @@ def layout_of(settings: Settings, planning: Planning) -> Layout:
     """Return how a run is laid out over its GPUs."""
     zero = settings.deepspeed.get("zero_optimization", {})
     stage = settings.zero_stage
+    kept_in = (settings.deepspeed.get("data_types") or {}).get("grad_accum_dtype")
     return Layout(
         gpus=settings.world.size,
         gpus_per_host=hosts_of(settings)[0],
@@ -106,6 +110,9 @@ def layout_of(settings: Settings, planning: Planning) -> Layout:
         precision=settings.precision,
         num_parameters=planning.num_parameters,
         num_tensors=planning.num_tensors,
+        ready_last=planning.num_embedded,
+        sums_in_fp32=settings.precision == "fp32" or kept_in == "fp32",
+        sends_fp32=settings.precision == "fp32" or "fp32" in (kept_in, settings.deepspeed.get("communication_data_type")),
         bucket=int(zero.get("reduce_bucket_size", DEEPSPEED_BUCKET)),
     )
 

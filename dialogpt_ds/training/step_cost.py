@@ -41,12 +41,18 @@ class Layout:
     num_parameters: int
     num_tensors: int
     """That hold the parameters."""
+    ready_last: int
+    """Parameters whose gradient is there only at the backward pass's end: those of the input embedding."""
     bucket: int
     """Numbers that are reduced at a time."""
+    sums_in_fp32: bool
+    """Whether gradients of several micro-batches are added up in fp32."""
+    sends_fp32: bool
+    """Whether gradients are reduced in fp32."""
 
     @property
     def size(self) -> int:
-        """Bytes of a weight, or of a gradient as it is sent."""
+        """Bytes of a weight."""
         return 4 if self.precision == "fp32" else 2
 
 
@@ -87,24 +93,26 @@ def _communication(layout: Layout, speed: float, cost: MicroBatchCost) -> float:
     DeepSpeed's stages 0 to 2 reduce gradients by all-reduce, which is a reduce-scatter and an all-gather of all gradients; stages 0 and 1
     once a step, stage 2 once a micro-batch. Stages 1 and 2 gather the updated weights; stage 3 gathers them in each pass instead.
     """
-    whole = layout.size * layout.num_parameters * (layout.gpus - 1) / layout.gpus / speed
-    backward = cost.gpu_seconds - cost.forward_seconds
+    share = (layout.gpus - 1) / layout.gpus / speed
+    weights = layout.size * layout.num_parameters * share
+    gradients = (4 if layout.sends_fp32 else layout.size) * layout.num_parameters * share
     if layout.stage == 3:
         # The third of the tensors that are matrices is gathered, twice, and reduced; the others stay.
-        sent = layout.accumulation * (3 * whole + layout.num_tensors * COLLECTIVE_SECONDS)
+        sent = layout.accumulation * (2 * weights + gradients + layout.num_tensors * COLLECTIVE_SECONDS)
         return max(sent - layout.accumulation * cost.gpu_seconds, 0.0) if layout.overlaps else sent
-    buckets = -(-layout.num_parameters // layout.bucket)
     times = layout.accumulation if layout.stage == 2 else 1
-    reduced = times * (2 * whole + buckets * COLLECTIVE_SECONDS)
-    exposed = max(reduced - times * backward, 0.0) if layout.overlaps else reduced
-    return exposed + (whole + COLLECTIVE_SECONDS if layout.stage else 0.0)
+    reduced = 2 * gradients + -(-layout.num_parameters // layout.bucket) * COLLECTIVE_SECONDS
+    last = reduced * layout.ready_last / layout.num_parameters
+    backward = cost.gpu_seconds - cost.forward_seconds
+    exposed = max(reduced - backward, last) if layout.overlaps else reduced
+    return times * exposed + (weights + COLLECTIVE_SECONDS if layout.stage else 0.0)
 
 
 def _optimizer(layout: Layout, gpu: Gpu) -> float:
     """Return the seconds of the optimizer's passes over gradients and states, and of adding up micro-batches' gradients."""
     speed = gpu.bandwidth * BANDWIDTH_SHARE
     mine = layout.num_parameters / (layout.gpus if layout.stage else 1)
-    adding = (layout.accumulation - 1) * 3 * layout.size * layout.num_parameters / speed
+    adding = (layout.accumulation - 1) * (10 if layout.sums_in_fp32 else 3 * layout.size) * layout.num_parameters / speed
     other = SINGLE_BYTES if layout.precision == "fp32" else HALF_BYTES
     if layout.optimizer_on_host:
         across = 2 * layout.size * mine / (gpu.pcie * LINK_SHARE)
@@ -112,10 +120,13 @@ def _optimizer(layout: Layout, gpu: Gpu) -> float:
     return adding + (other + ADAM_BYTES) * mine / speed
 
 
-def buffer_bytes(layout: Layout, max_live_parameters: int = 1_000_000_000) -> int:
-    """Return the bytes that ZeRO needs on a GPU besides the states: buckets, and the weights that stage 3 has gathered."""
-    bucket = layout.size * layout.bucket
-    copy_of_bucket = layout.size * min(layout.bucket, layout.num_parameters) if layout.gpus > 1 else 0
-    buckets = copy_of_bucket if layout.stage == 0 else bucket * (2 if layout.overlaps else 1) + copy_of_bucket
-    gathered = layout.size * min(layout.num_parameters, max_live_parameters) if layout.stage == 3 and layout.gpus > 1 else 0
-    return buckets + gathered
+def buffer_bytes(layout: Layout) -> int:
+    """Return the bytes that ZeRO needs on a GPU besides the states: buckets, sums in fp32, and the weights that stage 3 has gathered."""
+    size = 4 if layout.sends_fp32 else layout.size
+    copy_of_bucket = size * min(layout.bucket, layout.num_parameters) if layout.gpus > 1 else 0
+    buckets = 0 if layout.stage == 0 else size * layout.bucket * (2 if layout.overlaps else 1)
+    # Up to DeepSpeed's stage3_max_live_parameters, a billion, weights stay from the forward pass to the backward pass.
+    gathered = layout.size * min(layout.num_parameters, 10**9) if layout.stage == 3 and layout.gpus > 1 else 0
+    own = layout.gpus if layout.stage >= 2 else 1
+    sums = 4 * layout.num_parameters // own if layout.sums_in_fp32 and layout.precision != "fp32" else 0
+    return buckets + copy_of_bucket + gathered + sums
