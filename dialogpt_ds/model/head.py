@@ -123,7 +123,7 @@ class _Sum:
         if self._sum is not None:
             self._sum += part
         elif self._first is not None:
-            self._sum = self._first.float() + part
+            self._sum = self._first.float().add_(part)
             self._first = None
         else:
             self._first = part

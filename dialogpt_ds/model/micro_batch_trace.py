@@ -106,6 +106,8 @@ def planned_loss(
         implementation["attn_implementation"] = "sdpa"
     with META:
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, **implementation)
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(_registered(planned.device))
     fuse_activations(model)
     if checkpointed:
         recompute_activations(model)
@@ -157,11 +159,10 @@ class Trace:
 
 def trace(loss: TargetLoss, workload: Workload, turn_ids: bool = False) -> Trace:
     """Run a loss on `meta` forward and backward and write down what happens."""
-    assert loss.planned_device is not None
     recorder = _Recorder(workload)
     handles = [parameter.register_post_accumulate_grad_hook(_drop) for parameter in loss.parameters()]
     try:
-        with _Kernels(loss.planned_device), recorder:
+        with recorder:
             with activations_measured(loss) as saved:
                 weighted, sums = loss(**workload.inputs(turn_ids))
             forward, recorder.calls = recorder.calls, []
@@ -176,6 +177,22 @@ def trace(loss: TargetLoss, workload: Workload, turn_ids: bool = False) -> Trace
 def _drop(parameter: torch.Tensor) -> None:
     """Forget a finished gradient, which belongs to the model's states."""
     parameter.grad = None
+
+
+def _registered(device: torch.device) -> str:
+    """Let transformers know its sdpa with the kernel that a device has for it; returns under which name."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    def attend(*args: Any, **named: Any) -> Any:
+        with _Kernels(device):
+            return sdpa_attention_forward(*args, **named)
+
+    name = f"sdpa_planned_{device.type}"
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    return name
 
 
 class _Kernels(TorchFunctionMode):
