@@ -104,7 +104,7 @@ class HostFacts:
     cpus: int = 0
 
     output_problem: str = ""
-    """Why output_dir can't be written to."""
+    """Why no checkpoint can be saved in output_dir."""
     output_free: int = 0
     """Bytes free on its disk."""
     manifests: dict[str, str] = field(default_factory=dict)

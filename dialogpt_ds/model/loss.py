@@ -112,11 +112,11 @@ class TargetLoss(nn.Module):
     def _apart(self, position_ids: torch.Tensor, example_starts: torch.Tensor, longest: int) -> Inputs:
         """Return what keeps the examples of a row from seeing each other, as arguments of the model."""
         if self.isolation == "mask":
-            # A mask of truth values would be turned into numbers in every layer, and kept for each one's backward pass.
-            half = autocast_dtype(position_ids.device) is not None
-            return {
-                "attention_mask": example_mask(position_ids, torch.bool if half else self.model.get_input_embeddings().weight.dtype)
-            }
+            # A mask of truth values would be turned into numbers in every layer, and kept for each one's backward pass. Under autocast
+            # sdpa computes in another type than the weights', and so needs it; eager attention only adds numbers.
+            by_truth = autocast_dtype(position_ids.device) is not None and self.model.config._attn_implementation == "sdpa"
+            kind = torch.bool if by_truth else self.model.get_input_embeddings().weight.dtype
+            return {"attention_mask": example_mask(position_ids, kind)}
         if self.isolation in ("varlen", "flash"):
             if self.compiled:
                 # One compiled function for every number of examples, and for every longest one.

@@ -66,21 +66,23 @@ def test_the_interface_towards_this_host_is_no_loopback() -> None:
     assert interface_towards(own[0][1]) == own[0]
 
 
-def test_gloo_and_nccl_are_told_the_same_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "=eth1"}),
+        ({"NCCL_SOCKET_IFNAME": "ib0"}, {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "ib0"}),
+        ({"GLOO_SOCKET_IFNAME": "ib0"}, {"GLOO_SOCKET_IFNAME": "ib0", "NCCL_SOCKET_IFNAME": "=eth1"}),
+    ],
+)
+def test_gloo_and_nccl_are_told_the_same_interface(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], told: dict[str, str]
+) -> None:
     from dialogpt_ds.launching import meeting
 
     monkeypatch.setattr(meeting, "interface_towards", lambda address: ("eth1", "10.0.0.7") if address == "node07" else None)
-    monkeypatch.setenv("MASTER_ADDR", "node07")
-    for name, named, other, value in (("GLOO", None, "NCCL", "=eth1"), ("NCCL", "ib0", "GLOO", "eth1")):
-        for each in (name, other):
-            monkeypatch.delenv(f"{each}_SOCKET_IFNAME", raising=False)
-        if named:
-            monkeypatch.setenv(f"{name}_SOCKET_IFNAME", named)
-        name_interface()
-        assert os.environ[f"{other}_SOCKET_IFNAME"] == value
-        assert os.environ[f"{name}_SOCKET_IFNAME"] == (named or "eth1")
-        monkeypatch.delenv(f"{name}_SOCKET_IFNAME")
-        monkeypatch.delenv(f"{other}_SOCKET_IFNAME")
+    monkeypatch.setattr(os, "environ", {"MASTER_ADDR": "node07"} | given)
+    name_interface()
+    assert os.environ == {"MASTER_ADDR": "node07"} | told
 
 
 def test_an_interface_that_a_person_named_holds(monkeypatch: pytest.MonkeyPatch) -> None:

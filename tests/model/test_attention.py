@@ -77,6 +77,17 @@ def test_every_way_gives_the_loss_and_gradients_of_transformers_own(make: Any, w
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("way", ["sdpa", "eager"])
+def test_under_autocast_the_mask_still_keeps_examples_apart(way: str) -> None:
+    model = gpt2()
+    model.set_attn_implementation(way)
+    loss_of = TargetLoss(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        masked = loss_of(**inputs())[0]
+        loss_of.isolation = "positions"
+        assert masked.item() == pytest.approx(loss_of(**inputs())[0].item(), rel=1e-3)
+
+
 def test_with_varlen_a_model_still_generates_as_with_its_own_attention() -> None:
     model, other = gpt2().eval(), gpt2().eval()
     attention.register_varlen()
