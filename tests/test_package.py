@@ -65,6 +65,7 @@ def test_training_options_are_frozen() -> None:
         "save_step save_minutes keep_checkpoints resume continue_from changed_order hang_timeout contact_timeout "
         "output_dir log_dir pbar wandb_project wandb_entity wandb_run_name wandb_tags wandb_group wandb_job_type "
         "wandb_artifacts wandb_mode tensorboard verbose print_config plot_schedule dry_run "
+        "gpu link "
         "expect_world_size local_rank"
     )
 

@@ -75,6 +75,14 @@ def set_attention(model: Any, wanted: Attention, precision: Precision, dropout: 
         model.set_attn_implementation(VARLEN)
 
 
+def isolation_on(capability: tuple[int, int], model: Any, wanted: Attention, precision: Precision, dropout: float) -> Isolation:
+    """Return what would keep examples apart on a GPU of a compute capability, for a model in fp32 on the CPU."""
+    if wanted == "flash_attention_2":
+        return "flash"
+    can = capability >= VARLEN_CAPABILITY and precision != "fp32" and not dropout
+    return "varlen" if wanted in ("auto", "varlen") and can and can_be_varlen(model) else isolation_of(model)
+
+
 def register_varlen() -> None:
     """Let transformers know torch's attention for sequences of several lengths under the name VARLEN."""
     from transformers import AttentionInterface

@@ -68,6 +68,10 @@ def _train(argv: list[str] | None, world: World) -> int:
     from dialogpt_ds.training.settings import prepare
 
     settings = prepare(parsed, world)
+    if arguments.gpu:
+        from dialogpt_ds.training.planning import check_gpu
+
+        check_gpu(settings)
     if arguments.print_config or arguments.plot_schedule or arguments.dry_run:
         if world.is_first:
             show(settings)

@@ -168,7 +168,17 @@ class Settings:
 
         What belongs to this start of the run alone is left out, so that `--config run_config.yaml` repeats it.
         """
-        of_this_start = ("resume", "continue_from", "changed_order", "local_rank", "print_config", "plot_schedule", "dry_run")
+        of_this_start = (
+            "resume",
+            "continue_from",
+            "changed_order",
+            "local_rank",
+            "print_config",
+            "plot_schedule",
+            "dry_run",
+            "gpu",
+            "link",
+        )
         return {name: value for name, value in asdict(self.arguments).items() if name not in of_this_start} | {
             "max_seq_length": self.row_length,
             "train_batch_size": self.batch.micro * self.batch.accumulation,
@@ -296,6 +306,10 @@ def _check_numbers(arguments: TrainingArguments) -> None:
                 )
     if not arguments.train_input_file:
         problems.append("--train_input_file is missing: name a shard directory (preprocess/make_shards.py makes one)")
+    if (arguments.gpu or arguments.link != "auto") and not (arguments.gpu and arguments.dry_run):
+        problems.append(
+            "--gpu and --link are for a dry run on GPUs that need not be here: give --dry_run --gpu NAME, or leave them out"
+        )
     if not arguments.eval_input_file and not arguments.skip_eval:
         problems.append("--eval_input_file is missing: name a shard directory, or give --skip_eval")
     if problems:
