@@ -10,10 +10,15 @@ from dialogpt_ds.matmul import seconds_of_product
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DATA_SHEETS = (
+    ("B200", 2_250e12),
+    ("H200 NVL", 835e12),
     ("H200", 989e12),
     ("H100 NVL", 835e12),
     ("H100 PCIe", 756e12),
     ("H100", 989e12),
+    ("H800 PCIe", 756e12),
+    ("H800", 989e12),
+    ("A800", 312e12),
     ("A100", 312e12),
     ("A40", 149.7e12),
     ("A30", 165e12),
@@ -24,6 +29,8 @@ DATA_SHEETS = (
     ("V100-PCIE", 112e12),
     ("V100", 125e12),
     ("T4", 65e12),
+    ("RTX 4090", 165e12),
+    ("RTX 3090", 71e12),
 )
 """Part of a GPU's name, and its dense half-precision operations per second as NVIDIA's data sheet of it says; the first that fits holds."""
 MEASURED_SECONDS = 0.005

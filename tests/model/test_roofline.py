@@ -227,8 +227,7 @@ def test_an_unknown_gpu_names_those_that_are_known() -> None:
 
 def test_peaks_are_those_that_mfu_is_measured_against() -> None:
     for gpu in GPUS:
-        known = peak_by_name(gpu.name.replace("-", " "))
-        assert known in (None, gpu.half) or gpu.name.startswith("RTX"), gpu.name
+        assert peak_by_name(gpu.name.replace("-", " ")) == gpu.half, gpu.name
 
 
 def test_links_follow_hosts_and_gpus() -> None:
