@@ -59,7 +59,7 @@ def test_a_dry_run_says_what_sixteen_processes_would_need_and_takes_two_steps(sm
 def check_forecast(printed: str) -> None:
     """Look at what is said about 16 A100s: on two hosts, in the run's fp16, which the machine that says it has not."""
     assert re.search(
-        r"modelled, not measured: 16 A100-40 over Ethernet of 100 Gbit/s, ZeRO-1, fp16 \(for \d+ published figures .* times",
+        r"modelled, not measured: 16 A100-40 over Ethernet of 100 Gbit/s, ZeRO-1, fp16 \(against \d+ published figures .* times",
         printed,
     )
     assert re.search(r"2 rows of 64 on A100-40 with varlen attention, by the shapes of all tensors: 0\.00 kept", printed)
