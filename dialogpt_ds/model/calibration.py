@@ -7,9 +7,10 @@ import torch
 
 from dialogpt_ds.model.gpu_specs import gpu_of
 from dialogpt_ds.model.loss import Planned
-from dialogpt_ds.model.micro_batch_trace import Trace, Workload, planned_loss, trace
+from dialogpt_ds.model.micro_batch_trace import Trace, planned_loss, trace
 from dialogpt_ds.model.presets import PRESETS, VOCABULARY
 from dialogpt_ds.model.roofline import cost_of
+from dialogpt_ds.model.workload import Workload
 
 ROWS, ROW_LENGTH = 12, 1_024
 TARGETS_OF_ALL = 1.0

@@ -14,7 +14,8 @@ from dialogpt_ds.launching.op_folder import build_notice
 from dialogpt_ds.logs.start_table import start_table
 from dialogpt_ds.model.attention import Isolation
 from dialogpt_ds.model.gpu_specs import CONTEXT, GIB
-from dialogpt_ds.model.micro_batch_trace import Trace, Workload
+from dialogpt_ds.model.micro_batch_trace import Trace
+from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.process import device_of_run
 from dialogpt_ds.training.data import TrainingData

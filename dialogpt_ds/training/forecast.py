@@ -3,8 +3,9 @@
 from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.model.calibration import ERROR
 from dialogpt_ds.model.gpu_specs import GIB, Gpu, Link, link_of
-from dialogpt_ds.model.micro_batch_trace import Trace, Workload
+from dialogpt_ds.model.micro_batch_trace import Trace
 from dialogpt_ds.model.roofline import MicroBatchCost, cost_of
+from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.training.planning import Planning, hosts_of, layout_of
 from dialogpt_ds.training.settings import Settings
 from dialogpt_ds.training.step_cost import Layout, StepCost, step_cost

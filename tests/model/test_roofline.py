@@ -15,10 +15,11 @@ from dialogpt_ds.model.attention import Isolation, isolation_of
 from dialogpt_ds.model.calibration import HIGHEST, LOWEST, PUBLISHED, Published, dense_trace, modelled, preset_config
 from dialogpt_ds.model.gpu_specs import FLASH_TILE, GPUS, gpu_of, link_of
 from dialogpt_ds.model.loss import Planned, TargetLoss
-from dialogpt_ds.model.micro_batch_trace import Trace, Workload, planned_loss, trace
+from dialogpt_ds.model.micro_batch_trace import Trace, planned_loss, trace
 from dialogpt_ds.model.presets import VOCABULARY
 from dialogpt_ds.model.roofline import category_of, cost_of
 from dialogpt_ds.model.saved_bytes import activations_measured
+from dialogpt_ds.model.workload import Workload
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 EXAMPLE, TARGETS = 41, 0.6

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dialogpt_ds.model.gpu_specs import GIB, gpu_of
-from dialogpt_ds.model.micro_batch_trace import Workload
+from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.training import dry_run
 from dialogpt_ds.training.forecast import forecast
 from dialogpt_ds.training.memory import model_states
