@@ -11,8 +11,8 @@
 #   OUTPUT    folder of the run   (models/finetuned)
 #   CONFIG    DeepSpeed configuration   (bf16 where the GPU has it, else fp16)
 #
-# 64 rows a step, as DialoGPT fine-tuned on DSTC-7 with 64 for each GPU, in micro-batches of at most 1,024 tokens (4,096 on a card of 24 GB, 8,192 of 40, 16,384 of 80). The rate rises for 100 steps to 5e-5 and falls
-# to 0: with DialoGPT's default, 16,000 steps of warm-up, a small corpus would be over before the rate is up.
+# 64 rows a step, as DialoGPT fine-tuned on DSTC-7 with 64 for each GPU, in micro-batches of at most 1,024 tokens (4,096 on a card of
+# 24 GB, 8,192 of 40, 16,384 of 80). The rate rises for 100 steps to 5e-5 and falls to 0: with DialoGPT's default, 16,000 steps of warm-up, a small corpus would be over before the rate is up.
 #
 #   memory    8.5 GiB, modelled: 6.6 of weights, gradients and optimizer, 1.0 of a micro-batch of 1,024 tokens at its peak, 0.9 of
 #             buffers and CUDA (11.0 with 4,096 tokens, 14.2 with 8,192, 20.7 with 16,384). An evaluation's 16 rows take 0.6 instead of
