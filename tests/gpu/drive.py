@@ -48,7 +48,7 @@ ONE = (
     Check("compiled", ("speed", "compiled", str(50 * PATIENCE)), 50),
 )
 """In order of what tells most: a run that is cut has made the first of them. All limits together are at most nine minutes."""
-TWO = (Check("data", ("data",), 40), Check("two", ("two",), 240))
+TWO = (Check("data", ("data",), 20), Check("two", ("two",), 280))
 SHOWN = 150
 """Characters of a line's details in the table."""
 

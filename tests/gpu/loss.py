@@ -25,7 +25,7 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-2, 5e-2
 """Relative; that of the gradient is of the norm over the whole model. Half precision is the larger part of both."""
 SCALE = 2.0**12
 """Of the loss before the backward pass, for fp16."""
-LAYERS, ROWS, WIDTH = (4, 4, 256) if ON_GPU else (1, 2, 64)
+LAYERS, ROWS, WIDTH = (4, 4, 256) if ON_GPU else (1, 3, 64)
 VOCABULARY = 50_257
 COLUMNS = VOCABULARY if ON_GPU else 1_003
 """Of the head where it is alone; as odd a number."""
@@ -150,11 +150,15 @@ def isolated(way: str, precision: Precision, micro_batch: MicroBatch) -> dict[st
     inputs = to_tensors(micro_batch, DEVICE)
     places, real = inputs["target_places"].cpu(), inputs["labels"].cpu() != IGNORED_LABEL
     length, starts = inputs["input_ids"].shape[1], micro_batch.example_starts.tolist()
+
+    def targets_in(begin: int, end: int) -> bool:
+        return bool((real & (places >= begin) & (places < end)).any())
+
     begin, end = next(
         (begin, end)
         for begin, end in itertools.pairwise(starts)
-        if begin % length and end % length and (real & (places >= begin) & (places < end)).any()
-    )  # between two others in a row
+        if targets_in(begin, end) and targets_in(end, -(-end // length) * length)
+    )  # with another one after it in its row, which would see it
     before = nll_of(loss, inputs)
     changed = inputs["input_ids"].clone().view(-1)
     changed[begin:end] = (changed[begin:end] + 7) % VOCABULARY

@@ -72,7 +72,7 @@ class Way:
 
 
 ALL = [Way(stage, precision) for stage in range(4) for precision in ("bf16", "fp16")]
-WAYS = ALL if ON_GPU else [Way(0, "fp16"), Way(1, "bf16"), Way(2, "fp16"), Way(3, "bf16")]
+WAYS = ALL if ON_GPU else [Way(1, "bf16"), Way(2, "fp16"), Way(3, "bf16")]
 OFFLOADED = [Way(2, "bf16", "-offload"), Way(3, "bf16", "-offload-all")] if ON_GPU else [Way(2, "bf16", "-offload")]
 ONE, THREE = Way(1, "bf16"), Way(3, "bf16")
 CONVERSIONS = [(ONE, THREE), (THREE, ONE)] + (
