@@ -253,6 +253,7 @@ def _any_number(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 _compiled: CompiledLoss | None = None
 
 
+@torch.no_grad()  # as in the passes of _HeadNll: what is compiled is compiled for one of the two modes
 def compile_loss(device: torch.device, vocabulary: int, kind: torch.dtype) -> str | None:
     """Let the loss on this kind of device be computed by compiled functions, if they can be compiled and are right.
 
@@ -272,16 +273,19 @@ def compile_loss(device: torch.device, vocabulary: int, kind: torch.dtype) -> st
     labels = torch.arange(128, device=device)
     labels[-1] = IGNORED_LABEL
     expected = nll_of(logits, labels)
+    mine, theirs = logits.clone(), logits.clone()
+    factors = torch.ones(128, device=device)
+    _gradient_of(theirs, labels, expected[1], factors)
     try:
-        compiled = CompiledLoss(device.type)
-        found = compiled.nll(logits, labels)
-        mine, theirs = logits.clone(), logits.clone()
-        compiled.gradient(mine, labels, expected[1], torch.ones(128, device=device))
-        _gradient_of(theirs, labels, expected[1], torch.ones(128, device=device))
+        # Through the operations, as a step does it: tensors look different to the compiler outside of them.
+        _compiled = CompiledLoss(device.type)
+        found = nll_of(logits, labels)
+        gradient_in_place(mine, labels, expected[1], factors)
     except Exception as error:  # of a compiler or a driver; what it raises is its own matter
+        _compiled = None
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     pairs = [*zip(found, expected, strict=True), (mine[:-1], theirs[:-1])]
     if not all(torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-4) for a, b in pairs):
+        _compiled = None
         return "what was compiled computes something else"
-    _compiled = compiled
     return None

@@ -136,6 +136,17 @@ def test_the_compiled_loss_gives_the_same_for_any_number_of_targets(kind: torch.
             torch.testing.assert_close(mine, usual, rtol=2e-2 if kind == torch.bfloat16 else 1e-4, atol=1e-3)
 
 
+def test_a_step_finds_the_loss_compiled_whatever_its_number_of_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "_compiled", None)
+    counts = torch._dynamo.utils.counters["stats"]
+    assert head.compile_loss(torch.device("cpu"), VOCABULARY, torch.bfloat16) is None
+    at_the_start = counts["unique_graphs"]
+    for targets in (128, 384, 640):
+        hidden, weight = (torch.ones(size, WIDTH, dtype=torch.bfloat16, requires_grad=True) for size in (targets, VOCABULARY))
+        head_nll(hidden, weight, None, torch.arange(targets), None, 1).sum().backward()
+    assert counts["unique_graphs"] == at_the_start
+
+
 def test_a_loss_that_cannot_be_compiled_is_computed_without(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
@@ -149,7 +160,7 @@ def test_a_loss_that_cannot_be_compiled_is_computed_without(monkeypatch: pytest.
 
 
 def test_a_compiled_loss_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *tensors: (tensors[0].sum(1).float(),) * 2)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *tensors: tuple(tensors[0].sum(1).float() for _ in range(2)))
     monkeypatch.setattr(head, "_compiled", None)
     assert head.compile_loss(torch.device("cpu"), VOCABULARY, torch.float32) == "what was compiled computes something else"
     assert head._compiled is None

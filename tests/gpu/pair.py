@@ -1,0 +1,65 @@
+"""Two processes of one run, watched one by one."""
+
+import subprocess
+import time
+from collections.abc import Mapping
+
+from dialogpt_ds.training.world import free_port
+from tests.gpu.common import ON_GPU, ROOT, Job, LeftOutError, environment_of, work
+
+GLOO_LACKS = ("not implemented", "unsupported", "not supported", "invalid scalar type", "does not support")
+"""What gloo says of an operation or a type that it does not have."""
+
+
+class Pair:
+    """Two processes of one run, without a launcher, so that each one's end is its own; ended with the block."""
+
+    def __init__(self, name: str, words: list[str], devices: int = 1, environment: Mapping[str, str] | None = None) -> None:
+        """Start them.
+
+        Args:
+            name: of their logs.
+            words: their command.
+            devices: 1: both on one GPU, over gloo; 2: on one each. A CPU has no numbers.
+            environment: more of it.
+        """
+        self.devices = devices
+        self.logs = [work() / f"{name}-{rank}.log" for rank in range(2)]
+        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        common |= dict(environment or {})
+        self.processes = [self._start(words, rank, common) for rank in range(2)]
+
+    def _start(self, words: list[str], rank: int, common: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        own = {"RANK": str(rank), "LOCAL_RANK": "0" if ON_GPU and self.devices == 1 else str(rank)}
+        with open(self.logs[rank], "wb") as log:
+            return subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, env=environment_of(Job("", words, {**common, **own})))
+
+    def __enter__(self) -> "Pair":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def said(self) -> str:
+        """Return the end of what each has printed."""
+        return "\n".join(log.read_text(errors="replace")[-1_500:] for log in self.logs)
+
+    def wait(self, limit: float) -> None:
+        """Wait for both; raises LeftOutError where gloo lacks something, AssertionError where it is another failure."""
+        deadline = time.monotonic() + limit
+        for process in self.processes:
+            try:
+                process.wait(max(deadline - time.monotonic(), 1))
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"still at work after {limit:.0f} s: {self.said()}") from None
+        if any(process.returncode for process in self.processes):
+            said = self.said()
+            print(said)
+            lacks = next(
+                (line for line in said.splitlines() if "gloo" in line.lower() and any(p in line.lower() for p in GLOO_LACKS)), ""
+            )
+            if lacks:
+                raise LeftOutError(f"gloo can't do it on a GPU: {lacks[:300]}")
+            raise AssertionError(f"ended with {[process.returncode for process in self.processes]}: {said}")
