@@ -276,11 +276,15 @@ def compile_loss(device: torch.device, vocabulary: int, kind: torch.dtype) -> st
     mine, theirs = logits.clone(), logits.clone()
     factors = torch.ones(128, device=device)
     _gradient_of(theirs, labels, expected[1], factors)
+    from torch._inductor import config
+
     try:
-        # Through the operations, as a step does it: tensors look different to the compiler outside of them.
-        _compiled = CompiledLoss(device.type)
-        found = nll_of(logits, labels)
-        gradient_in_place(mine, labels, expected[1], factors)
+        # Two kernels need no pool of compilers, which every rank of a host would start.
+        with config.patch(compile_threads=1):
+            # Through the operations, as a step does it: tensors look different to the compiler outside of them.
+            _compiled = CompiledLoss(device.type)
+            found = nll_of(logits, labels)
+            gradient_in_place(mine, labels, expected[1], factors)
     except Exception as error:  # of a compiler or a driver; what it raises is its own matter
         _compiled = None
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
