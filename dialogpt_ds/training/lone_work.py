@@ -98,12 +98,13 @@ class _Teller:
 
 def _wait(board: _Board, what: str, watch: HangWatch) -> None:
     watch.beat(f"waiting for rank 0, which is {what}")
-    before = b""
+    before, pause = b"", 0.001
     while (words := board.read()) != DONE:
         if words != before:
             before = words
             watch.beat(f"waiting for rank 0, which is {words.decode().partition(' ')[2]}")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(pause)
+        pause = min(2 * pause, LOOK_SECONDS)  # most work is short
 
 
 def _words(error: Exception) -> str:
