@@ -41,8 +41,8 @@ def train(settings: Settings) -> int:
         HostContact(settings.world, settings.arguments.contact_timeout) as contact,
     ):
         try:
+            check_shared(settings)  # first, as confirm_finished() does
             check_renames(settings)
-            check_shared(settings)
             notes = contact.connect()
             run = TrainingRun(settings, requests, watch, model, device)
             run.notes += notes
