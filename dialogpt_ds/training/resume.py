@@ -3,6 +3,7 @@
 import socket
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def check_shared(settings: Settings) -> None:
     seen = all_gathered((socket.gethostname(), sees))
     blind = [(rank, host) for rank, (host, saw) in enumerate(seen) if not saw]
     if first:
-        token.unlink(missing_ok=True)
+        with suppress(OSError):  # where files can be made and not removed, check_renames() has something to say
+            token.unlink(missing_ok=True)
     if blind:
         hosts = sorted({host for _, host in blind})
         raise UserError(
