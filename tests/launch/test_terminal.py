@@ -13,7 +13,19 @@ from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.terminal import Terminal
 
 SmallWorld = tuple[Path, Path]
-START = ("model", "train data", "evaluation", "batch", "epoch", "schedule", "precision", "DeepSpeed", "output", "wandb")
+START = (
+    "model",
+    "train data",
+    "evaluation",
+    "batch",
+    "epoch",
+    "schedule",
+    "precision",
+    "attention",
+    "DeepSpeed",
+    "output",
+    "wandb",
+)
 END = ("done", "time", "best", "model", "checkpoint", "logs", "curves")
 OURS = re.compile(
     r"("
