@@ -113,7 +113,8 @@ def test_the_kernel_is_given_the_examples_as_torch_wants_them(monkeypatch: pytes
     assert seen["shapes"] == ((16, 4, 8), (16, 2, 8))
     assert seen["query"].data_ptr() == fused.data_ptr()
     assert seen["longest"] == (8, 8)
-    assert seen["named"] == {"scale": 0.25, "window_size": (-1, 0), "enable_gqa": True}
+    asked = {"enable_gqa": True} if "enable_gqa" in kernel.__signature__.parameters else {}  # type: ignore[attr-defined]
+    assert seen["named"] == {"scale": 0.25, "window_size": (-1, 0)} | asked, "PyTorch 2.11's takes fewer keys' heads unasked"
 
 
 def test_the_kernel_of_torch_takes_what_it_is_given() -> None:
