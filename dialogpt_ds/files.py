@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -46,6 +47,50 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def rename_problem(folder: Path) -> str:
+    """Return why what is written in a folder can't be made durable and get its name by a rename, by trying it; "" where it can.
+
+    A mounted bucket often writes files but renames none, or no folders, and some disks take no flush of a folder.
+    """
+    name = uuid.uuid4().hex
+    unfinished, finished = folder / f".trial-{name}", folder / f".trial-{name}-renamed"
+    doing = "no folder can be made in it"
+    try:
+        unfinished.mkdir()
+        doing = "no file can be written and flushed in it"
+        with open(unfinished / "file", "wb") as file:
+            file.write(b"x" * 4_096)
+            file.flush()
+            os.fsync(file.fileno())
+        doing = "its folders can't be flushed to the disk"
+        sync_folder(unfinished)
+        doing = "its folders can't be renamed"
+        unfinished.rename(finished)
+        sync_folder(folder)
+        doing = "its folders can't be renamed and deleted again"
+        (finished / "file").unlink()
+        finished.rmdir()
+    except OSError as error:
+        return f"{doing} ({error.strerror or error})"
+    finally:
+        for left in (unfinished, finished):
+            shutil.rmtree(left, ignore_errors=True)
+    return ""
+
+
+def remove_folder(folder: Path, removed: Callable[[], None]) -> None:
+    """Remove a folder of very many files, which takes minutes on a shared disk, and call `removed` after each file.
+
+    Raises:
+        OSError: something can't be removed.
+    """
+    for path, _, names in os.walk(folder):
+        for name in names:
+            os.unlink(os.path.join(path, name))
+            removed()
+    shutil.rmtree(folder)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -1,5 +1,6 @@
 """What the operating system and the processor say about this process."""
 
+import os
 import resource
 from pathlib import Path
 
@@ -22,10 +23,28 @@ def resident_memory() -> tuple[int, int]:
     return now, most
 
 
-def bf16_is_fast() -> bool:
-    """Return whether this machine has instructions for bf16; without them PyTorch computes it on a CPU, but number by number."""
+def device_of_run() -> str:
+    """Return the kind of device that a run in this process computes on, as DeepSpeed calls it: cpu, cuda and others.
+
+    As DeepSpeed finds it, whose import takes seconds: what DS_ACCELERATOR says, else the machine's accelerator.
+    """
     import torch
 
-    if torch.accelerator.is_available():
-        return True
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
+    if said := os.environ.get("DS_ACCELERATOR"):
+        return said
+    if torch.cuda.is_available():
+        return "cuda"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def bf16_is_fast() -> bool:
+    """Return whether the run's device computes in bf16 about as fast as in fp32, or faster; on a CPU by measuring both."""
+    import torch
+
+    from dialogpt_ds.matmul import cpu_rates
+
+    device = device_of_run()
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device != "cpu" or cpu_rates().bf16_is_fast

@@ -27,8 +27,12 @@ else
   # DeepSpeed's launcher would find the same, and warn about it.
   export DS_ACCELERATOR=cpu
   processes=2
-  # A CPU without bf16 instructions is some fifty times slower in bf16 than in fp32.
-  config=$(python -c 'from dialogpt_ds.process import bf16_is_fast; print("ds_configs/cpu_bf16.json" if bf16_is_fast() else "ds_configs/cpu_fp32.json")')
+  # On a CPU without instructions for bf16 it is slower than fp32, up to fifty times: measure both.
+  config=$(python -c 'import sys
+from dialogpt_ds.matmul import cpu_rates
+from dialogpt_ds.process import bf16_is_fast
+print("a matrix product on one core of this CPU:", cpu_rates(), file=sys.stderr)
+print("ds_configs/cpu_bf16.json" if bf16_is_fast() else "ds_configs/cpu_fp32.json")')
 fi
 # Budgeted in tokens: 8 rows of 128 a step, whatever the number of processes, as far as it divides.
 rows=$((8 / processes > 0 ? 8 / processes : 1))

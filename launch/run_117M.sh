@@ -11,11 +11,12 @@
 # 22 of their repository. The same 2,048 examples a step, 41 tokens each, are 84,000 tokens: 20 packed rows for each of 8 GPUs.
 #
 #   steps    73,600 an epoch (6.01 billion tokens, by the README of DialoGPT); 368,000 for 5 epochs
-#   memory   6.4 GiB on each of 8 GPUs: 0.7 of weights, gradients and optimizer under ZeRO-1, 5.7 of activations; and 1 to 2 GiB for
-#            CUDA, NCCL and buffers. By --dry_run on a CPU, halved for fp16; not measured on GPUs.
-#   speed    not measured on GPUs. Yardstick: llm-foundry 1,254,000 tokens/s on 8 A100 of 40 GB (its table: 125M, rows of 512,
-#            40 % MFU). DialoGPT's own code: 71,356 on 8 V100, for a size that its README doesn't name.
-#   time     5 epochs take 6.7 hours at the first speed, 117 hours at the second
+#   memory   5.2 GiB on each of 8 GPUs, modelled: 0.7 of weights, gradients and optimizer under ZeRO-1, 3.6 of a micro-batch at its peak
+#            (compute capability 8.0 and later), 0.9 of buffers, CUDA and NCCL. PyTorch's allocator keeps some percent more.
+#   speed    1,601,000 tokens/s on 8 A100 of 40 GB, 4,163,000 on 8 H100, both over NVLink; modelled, not measured
+#            (--dry_run --gpu NAME). Published: llm-foundry 1,254,000 on 8 A100 of 40 GB (its table: 125M,
+#            rows of 512, 40 % MFU). DialoGPT's own code: 71,356 on 8 V100, for a size that its README doesn't name.
+#   time     5 epochs take 5.2 hours on those A100, 2.0 on those H100 (117 at DialoGPT's own speed)
 # shellcheck source=launch/pretrain.sh
 source "$(dirname "${BASH_SOURCE[0]}")/pretrain.sh"
 pretrain 117M 20 368000 "$@"

@@ -11,11 +11,12 @@
 # 22 of their repository. The same 1,024 examples a step, 41 tokens each, are 42,000 tokens: 10 packed rows for each of 8 GPUs.
 #
 #   steps    147,000 an epoch (6.01 billion tokens, by the README of DialoGPT); 736,000 for 5 epochs
-#   memory   9.1 GiB on each of 8 GPUs: 2.0 of weights, gradients and optimizer under ZeRO-1, 7.1 of activations; and 1 to 2 GiB for
-#            CUDA, NCCL and buffers. By --dry_run on a CPU, halved for fp16; not measured on GPUs.
-#   speed    not measured on GPUs. Yardstick: llm-foundry 530,000 tokens/s on 8 A100 of 40 GB (its table: 350M, rows of 512,
-#            48 % MFU). DialoGPT's own code: 71,356 on 8 V100, for a size that its README doesn't name.
-#   time     5 epochs take 15.7 hours at the first speed
+#   memory   7.2 GiB on each of 8 GPUs, modelled: 2.0 of weights, gradients and optimizer under ZeRO-1, 4.3 of a micro-batch at its peak
+#            (compute capability 8.0 and later), 0.9 of buffers, CUDA and NCCL. PyTorch's allocator keeps some percent more.
+#   speed    543,000 tokens/s on 8 A100 of 40 GB, 1,432,000 on 8 H100, both over NVLink; modelled, not measured
+#            (--dry_run --gpu NAME). Published: llm-foundry 530,000 on 8 A100 of 40 GB (its table: 350M,
+#            rows of 512, 48 % MFU). DialoGPT's own code: 71,356 on 8 V100, for a size that its README doesn't name.
+#   time     5 epochs take 15.4 hours on those A100, 5.8 on those H100
 # shellcheck source=launch/pretrain.sh
 source "$(dirname "${BASH_SOURCE[0]}")/pretrain.sh"
 pretrain 345M 10 736000 "$@"

@@ -11,11 +11,12 @@
 # 22 of their repository. The same 512 examples a step, 41 tokens each, are 21,000 tokens: 5 packed rows for each of 8 GPUs.
 #
 #   steps    294,000 an epoch (6.01 billion tokens, by the README of DialoGPT); 883,000 for 3 epochs
-#   memory   10.7 GiB on each of 8 GPUs: 4.3 of weights, gradients and optimizer under ZeRO-1, 6.4 of activations; and 1 to 2 GiB for
-#            CUDA, NCCL and buffers. By --dry_run on a CPU, halved for fp16 (the activations from 1 to 3 layers); not measured on GPUs.
-#   speed    not measured on GPUs. Yardstick: llm-foundry 280,000 tokens/s on 8 A100 of 40 GB (its table: 760M, rows of 512,
-#            53 % MFU). DialoGPT's own code: 71,356 on 8 V100, for a size that its README doesn't name.
-#   time     3 epochs take 17.9 hours at the first speed
+#   memory   9.2 GiB on each of 8 GPUs, modelled: 4.3 of weights, gradients and optimizer under ZeRO-1, 3.9 of a micro-batch at its peak
+#            (compute capability 8.0 and later), 0.9 of buffers, CUDA and NCCL. PyTorch's allocator keeps some percent more.
+#   speed    238,000 tokens/s on 8 A100 of 40 GB, 615,000 on 8 H100, both over NVLink; modelled, not measured
+#            (--dry_run --gpu NAME). Published: llm-foundry 280,000 on 8 A100 of 40 GB (its table: 760M,
+#            rows of 512, 53 % MFU). DialoGPT's own code: 71,356 on 8 V100, for a size that its README doesn't name.
+#   time     3 epochs take 21 hours on those A100, 8.2 on those H100
 # shellcheck source=launch/pretrain.sh
 source "$(dirname "${BASH_SOURCE[0]}")/pretrain.sh"
 pretrain 762M 5 883000 "$@"

@@ -1,6 +1,7 @@
 """Shared ground of the tests: their own environment, and small shard directories made once."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,11 +16,40 @@ os.environ.update(
     WANDB_MODE="offline", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1"
 )
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-for name in (*OF_LAUNCHERS, "WANDB_API_KEY", "DEEPSPEED_TIMEOUT", "GLOO_SOCKET_IFNAME", "DS_ENV_FILE", "PDSH_SSH_ARGS_APPEND"):
+OF_NETWORKS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "DEEPSPEED_TIMEOUT", "DS_ENV_FILE", "PDSH_SSH_ARGS_APPEND")
+for name in (*OF_LAUNCHERS, *OF_NETWORKS, "WANDB_API_KEY"):
     os.environ.pop(name, None)
 for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_"))]:
     del os.environ[name]
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+
+
+BUILD_SECONDS = 600
+STARTERS_OF_RANKS = ("tests.helpers.launch", "tests.helpers.two_hosts")
+BUILD = """
+from dialogpt_ds.training.world import World, prepare_environment
+prepare_environment(World(0, 1, 0))
+from deepspeed.accelerator import get_accelerator
+get_accelerator().create_op_builder("ShareMemCommBuilder").load()
+"""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the operation that ranks load before the first test: some wait by the clock for ranks, which should not be building then."""
+    from dialogpt_ds.launching.needed_ops import SHARED_MEMORY
+    from dialogpt_ds.launching.op_folder import is_built, op_folder
+
+    if session.config.option.collectonly or not any(has_ranks(item) for item in session.items):
+        return
+    if not is_built(SHARED_MEMORY, op_folder()):
+        subprocess.run([sys.executable, "-c", BUILD], stdout=subprocess.DEVNULL, timeout=BUILD_SECONDS, cwd=ROOT)
+
+
+def has_ranks(item: pytest.Item) -> bool:
+    """Return whether a test has processes of its own that are ranks, as far as its fixtures and its module's imports show."""
+    names = vars(item.module).values() if isinstance(item, pytest.Function) else ()
+    starts = any(getattr(value, "__module__", None) in STARTERS_OF_RANKS for value in names)
+    return starts or not {"one_rank", "two_ranks"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

@@ -60,11 +60,12 @@ def test_training_options_are_frozen() -> None:
         "activation_checkpointing chunked_head torch_compile train_input_file eval_input_file normalize_data max_seq_length "
         "packing loader_workers on_bad_block cache_dir cache_gb seed train_batch_size valid_batch_size "
         "gradient_accumulation_steps learning_rate lr_schedule warmup_steps warmup_proportion num_optim_steps fp16 loss_scale "
-        "max_skipped_steps "
+        "deterministic max_skipped_steps "
         "deepspeed_config valid_step skip_eval sample_prompts sample_max_new_tokens "
         "save_step save_minutes keep_checkpoints resume continue_from changed_order hang_timeout contact_timeout "
         "output_dir log_dir pbar wandb_project wandb_entity wandb_run_name wandb_tags wandb_group wandb_job_type "
         "wandb_artifacts wandb_mode tensorboard verbose print_config plot_schedule dry_run "
+        "gpu link "
         "expect_world_size local_rank"
     )
 

@@ -1,13 +1,15 @@
 """The folder of a run's checkpoints: what is complete in it, what the pointers say, what is deleted."""
 
+import functools
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dialogpt_ds.files import replace_text, sha256_of_file, sha256_of_json, sync_folder
+from dialogpt_ds.files import remove_folder, replace_text, sha256_of_file, sha256_of_json, sync_folder
 
 FOLDER = "checkpoints"
 LATEST, BEST = "latest", "best"
@@ -145,16 +147,19 @@ class CheckpointFolder:
         sync_folder(self.root)
         shutil.rmtree(old, ignore_errors=True)
 
-    def clean(self) -> None:
-        """Remove what an earlier process was killed in the middle of, and take back what it was about to replace."""
+    def clean(self, tell: Callable[[str], None] = lambda doing: None) -> None:
+        """Remove what an earlier process was killed in the middle of, and take back what it was about to replace.
+
+        A conversion that was killed has left a file for every parameter and rank; `tell` is called after each file.
+        """
         for path in self.root.glob(f"{REPLACED}*"):
             target = self.root / path.name.removeprefix(REPLACED)
             if target.exists():
-                shutil.rmtree(path)
+                remove_folder(path, functools.partial(tell, f"removing {path}"))
             else:
                 path.rename(target)
         for path in self.root.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(path)
+            remove_folder(path, functools.partial(tell, f"removing {path}"))
         newest = max(self.steps(), default=None)
         if newest is not None and self.pointer(LATEST) != newest:
             self.point(LATEST, newest)

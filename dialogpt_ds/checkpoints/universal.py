@@ -10,14 +10,15 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dialogpt_ds.checkpoints.folder import UNIVERSAL, CheckpointFolder, Summary, checkpoint_name, difference, sums_of
-from dialogpt_ds.files import replace_text, sha256_of_file
+from dialogpt_ds.files import remove_folder, replace_text, sha256_of_file
 
 CONTENT = "universal.json"
 """Last file of a conversion: of which checkpoint it is, and the checksums of its files."""
@@ -25,6 +26,8 @@ STATES = ("fp32", "exp_avg", "exp_avg_sq")
 MODEL_FILES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """What DeepSpeed reads at stages 0 to 2, and at stage 3."""
 
+Tell = Callable[[str], None]
+Done = Callable[[], None]
 Parameters = Iterator[tuple[str, dict[str, torch.Tensor]]]
 
 
@@ -33,8 +36,25 @@ def universal_name(step: int) -> str:
     return f"{UNIVERSAL}{checkpoint_name(step)}"
 
 
-def convert(folder: CheckpointFolder, summary: Summary, say: Any, beat: Any) -> Path:
+class _Count:
+    """Counts the files that are done, and tells of each: a large checkpoint has hundreds of thousands."""
+
+    def __init__(self, doing: str, tell: Tell) -> None:
+        self._doing, self._tell, self._number = doing, tell, 0
+
+    def __call__(self) -> None:
+        self._number += 1
+        self._tell(f"{self._doing}: {self._number:,} files so far")
+
+
+def convert(folder: CheckpointFolder, summary: Summary, say: Tell, tell: Tell) -> Path:
     """Convert a checkpoint, unless that is done already; returns the folder. For one process at a time.
+
+    Args:
+        folder: of the checkpoints.
+        summary: of the one to convert.
+        say: takes a line for a person.
+        tell: is told what is being done, after each file.
 
     Raises:
         OSError: it can't be written.
@@ -42,35 +62,41 @@ def convert(folder: CheckpointFolder, summary: Summary, say: Any, beat: Any) -> 
     source, target = folder.path(summary.step), folder.root / universal_name(summary.step)
     of = sha256_of_file(source / "checkpoint.json")
     if target.is_dir():
-        problem = _problem(target, of)
+        problem = _problem(target, of, _Count(f"checking {target}", tell))
         if problem is None:
             return target
         say(f"warning: {target} is made anew: {problem}")
-        shutil.rmtree(target)
+        remove_folder(target, _Count(f"removing {target}", tell))
     say(f"converting {source} into DeepSpeed's universal format, once")
     unfinished = folder.unfinished(target.name)
     shutil.rmtree(unfinished, ignore_errors=True)
-    beat("converting the checkpoint")
-    _write(source, summary, unfinished)
-    files = {f.relative_to(unfinished).as_posix(): sums_of(f) for f in sorted(unfinished.rglob("*")) if f.is_file()}
+    _write(source, summary, unfinished, _Count(f"converting {source}", tell))
+    files, summed = {}, _Count(f"reading the conversion of {source} for its checksums", tell)
+    for file in sorted(file for file in unfinished.rglob("*") if file.is_file()):
+        files[file.relative_to(unfinished).as_posix()] = sums_of(file)
+        summed()
     replace_text(unfinished / CONTENT, json.dumps({"of": of, "files": files}, indent=2) + "\n")
     folder.publish(unfinished, target.name)
     return target
 
 
-def _problem(target: Path, of: str) -> str | None:
+def _problem(target: Path, of: str, done: Done) -> str | None:
     """Return why a conversion can't be used; None where it can."""
     try:
         content = json.loads((target / CONTENT).read_text(encoding="utf-8"))
         if content["of"] != of:
             return "it is of another checkpoint"
-        problems = (difference(target, name, expected) for name, expected in content["files"].items())
-        return next((problem for problem in problems if problem), None)
+        for name, expected in content["files"].items():
+            problem = difference(target, name, expected)
+            if problem is not None:
+                return problem
+            done()
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{CONTENT} can't be read: {error}"
 
 
-def _write(source: Path, summary: Summary, target: Path) -> None:
+def _write(source: Path, summary: Summary, target: Path, done: Done) -> None:
     zero = target / "zero"
     zero.mkdir(parents=True)
     model_file = source / MODEL_FILES[0 if summary.zero_stage < 3 else 1]
@@ -80,13 +106,15 @@ def _write(source: Path, summary: Summary, target: Path) -> None:
             (zero / name).mkdir()
             for key, tensor in tensors.items():
                 _save(zero / name / f"{key}.pt", tensor)
+                done()
     else:
-        _convert_with_deepspeed(source, target)
-        _reshape(zero, state)
+        _convert_with_deepspeed(source, target, done)
+        _reshape(zero, state, done)
     step = summary.optimizer["updates"]
     for parameter in zero.iterdir():
         if parameter.is_dir():
             torch.save(torch.tensor(float(step)), parameter / "step.pt")
+            done()
     # Each loader takes its hyper-parameters from the run, its loss scale from our own state: none of them travels in here.
     groups: list[dict[str, Any]] = [{} for _ in range(summary.optimizer["groups"])]
     torch.save(
@@ -102,7 +130,7 @@ def _write(source: Path, summary: Summary, target: Path) -> None:
         torch.save(common | {"module": {}, "optimizer": None}, target / name)
 
 
-def _convert_with_deepspeed(source: Path, target: Path) -> None:
+def _convert_with_deepspeed(source: Path, target: Path, done: Done) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     arguments = argparse.Namespace(
@@ -110,12 +138,30 @@ def _convert_with_deepspeed(source: Path, target: Path) -> None:
         output_folder=str(target),
         num_extract_workers=1,  # in this process: one that was forked from a process with threads can hang
         num_merge_workers=1,
-        keep_temp_folder=False,
+        keep_temp_folder=True,  # removed below: it has a file for every parameter, moment and process
         strict=True,
         inject_missing_state=False,
     )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with quiet[0], quiet[1], _followed(ds_to_universal, "_save_checkpoint", done):
         ds_to_universal.main(arguments)
+    remove_folder(target / "tmp", done)
+
+
+@contextmanager
+def _followed(module: Any, name: str, done: Done) -> Iterator[None]:
+    """Call `done` after each call of a module's function."""
+    real = getattr(module, name)
+
+    def followed(*given: Any) -> None:
+        real(*given)
+        done()
+
+    setattr(module, name, followed)
+    try:
+        yield
+    finally:
+        setattr(module, name, real)
 
 
 def _save(file: Path, tensor: torch.Tensor) -> None:
@@ -129,7 +175,7 @@ def _shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
     return dict(shapes) if isinstance(shapes, dict) else {name: shape for group in shapes for name, shape in group.items()}
 
 
-def _reshape(zero: Path, state: dict[str, Any]) -> None:
+def _reshape(zero: Path, state: dict[str, Any], done: Done) -> None:
     """Give every tensor the parameter's shape, in the layout of stages 1 and 2; stage 3's is a bare vector, padded at its end."""
     for name, shape in _shapes(state).items():
         for key in STATES:
@@ -137,6 +183,7 @@ def _reshape(zero: Path, state: dict[str, Any]) -> None:
             found = torch.load(file, map_location="cpu", weights_only=True)
             tensor = found["param"] if isinstance(found, dict) else found
             _save(file, tensor.flatten()[: math.prod(shape)].reshape(tuple(shape)))
+            done()
 
 
 def _unpartitioned(state: dict[str, Any]) -> Parameters:

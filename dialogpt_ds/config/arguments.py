@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dialogpt_ds.commandline import option
+from dialogpt_ds.model.gpu_specs import Link
 from dialogpt_ds.model.presets import Attention
 from dialogpt_ds.training.schedule import ScheduleName
 
@@ -78,6 +79,8 @@ class TrainingArguments:
     """Half precision with loss scaling; where a DeepSpeed JSON names a precision, that holds."""
     loss_scale: float = 0
     """Fixed fp16 loss scale; 0 adapts it."""
+    deterministic: bool = False
+    """Compute on a GPU with kernels that give the same bits each time (some of attention's are slower); a CPU does so without."""
     max_skipped_steps: int = 20
     """Updates in a row that may be left out for gradients that are not finite; one more ends the run (fp16: at least as many as
     the loss scale needs to come down from where it starts)."""
@@ -145,6 +148,11 @@ class TrainingArguments:
     dry_run: bool = False
     """Build everything in one process, say what the run would need, take two steps, and stop; nothing is written. With
     --expect_world_size N the figures are those of N processes."""
+    gpu: str = ""
+    """With --dry_run: model how fast the run would be on such GPUs, and whether it fits: H100, H200, A100-40, A100-80, V100, T4, L4,
+    RTX 3090, RTX 4090. Modelled from data sheets and published figures, not measured."""
+    link: Link = "auto"
+    """With --gpu: the slowest link between them; auto: 100gbe (Ethernet of 100 Gbit/s) between hosts, else the GPU's own."""
 
     # Launching
     expect_world_size: int | None = None

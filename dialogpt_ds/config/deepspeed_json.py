@@ -326,3 +326,8 @@ def _contradictions(config: dict[str, Any]) -> Iterator[str]:
                 f"zero_optimization.{name}.device is {_show(device)} with zero_optimization.stage {_show(stage)}; "
                 f"it needs stage {needed}. Change the stage or remove the block."
             )
+    summed_in = _block(config, "data_types").get("grad_accum_dtype")
+    computed_in = half[0].replace("bfloat16", "bf16") if half else "fp32"
+    if summed_in not in (None, computed_in) and (summed_in != "fp32" or stage == 0):
+        rule = "gradients are summed over micro-batches in the run's precision, or from stage 1 on in fp32"
+        yield f"data_types.grad_accum_dtype is {_show(summed_in)} in {computed_in} with ZeRO stage {_show(stage)}; {rule}. Change it."

@@ -66,7 +66,8 @@ _PANELS: dict[SectionName, tuple[Panel, ...]] = {
             ("seconds_per_step", "seconds_data", "seconds_forward", "seconds_backward", "seconds_optimizer"),
             smoothing=NOISY,
         ),
-        Panel("Memory", ("gpu_memory_gib", "peak_memory_gib", "host_memory_gib")),
+        Panel("Memory", ("gpu_memory_gib", "gpu_reserved_gib", "peak_memory_gib", "host_memory_gib")),
+        Panel("Full memory", ("gpu_alloc_retries",)),
         Panel("Time left", ("seconds_left",)),
     ),
     "Stability": (

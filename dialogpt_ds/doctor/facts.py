@@ -88,6 +88,10 @@ class HostFacts:
     """Version of CUDA's compiler."""
     ops_built: list[str] = field(default_factory=list)
     """DeepSpeed's operations that were built when it was installed."""
+    ops_folder: str = ""
+    """Where others are built on first use."""
+    ops_in_folder: list[str] = field(default_factory=list)
+    """Those that were."""
     ops_compatible: dict[str, bool] = field(default_factory=dict)
     """All of DeepSpeed's operations, and whether each can be built, as ds_report says it."""
 
@@ -100,7 +104,7 @@ class HostFacts:
     cpus: int = 0
 
     output_problem: str = ""
-    """Why output_dir can't be written to."""
+    """Why no checkpoint can be saved in output_dir."""
     output_free: int = 0
     """Bytes free on its disk."""
     manifests: dict[str, str] = field(default_factory=dict)

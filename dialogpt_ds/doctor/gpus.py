@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from dialogpt_ds.doctor.facts import HostFacts
 from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
+from dialogpt_ds.launching import gpu_precision
 from dialogpt_ds.launching.nvidia import why_unused
 
 GPUS, CUDA, PRECISION = "gpus", "cuda", "precision"
 IN_USE = 0.05
 """Share of a GPU's memory that others have taken, above which it is said."""
-TENSOR_CORES, BF16 = (7, 0), (8, 0)
-"""Compute capabilities from which fp16 is fast and bf16 is there (CUDA C++ programming guide)."""
 GIB = 2**30
 
 Seen = Sequence[tuple[str, HostFacts]]
@@ -143,14 +142,10 @@ def precision_findings(seen: Seen, precision: str) -> list[Finding]:
         lowest = min((c for gpu in facts.gpus if (c := capability_of(gpu.capability))), default=None) if facts.on_gpu else None
         if lowest is None or facts.requirement_problem:
             continue
-        shown = f"{lowest[0]}.{lowest[1]}"
-        if precision == "bf16" and lowest < BF16:
-            lacking.append((name, f"bf16 needs compute capability 8.0, and a GPU there has {shown}"))
-        elif precision == "fp16" and lowest < TENSOR_CORES:
-            slow.append((name, f"fp16 is slow below compute capability 7.0, and a GPU there has {shown}"))
-    found += [
-        problem(PRECISION, text, "take a fp16 configuration, such as ds_configs/zero1_fp16.json") for text in by_host(lacking)
-    ]
+        refusal, slowness = gpu_precision.findings(precision, lowest, "a GPU there")
+        lacking += [(name, refusal)] if refusal else []
+        slow += [(name, slowness)] if slowness else []
+    found += [problem(PRECISION, text, gpu_precision.WAY_OUT) for text in by_host(lacking)]
     found += [warning(PRECISION, text) for text in by_host(slow)]
     if found or not any("requirements" not in facts.failures for _, facts in seen):
         return found  # what could not be looked at is said elsewhere

@@ -8,13 +8,13 @@ import resource
 import shutil
 import socket
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from dialogpt_ds.doctor.facts import Gpu, Request
+from dialogpt_ds.files import rename_problem
 from dialogpt_ds.launching.needed_ops import find_build_tools
 from dialogpt_ds.launching.nvidia import cpu_is_meant, num_device_files, num_pci_gpus
 from dialogpt_ds.launching.start_checks import SHARED_MEMORY, existing_part
@@ -96,20 +96,15 @@ def _container_limits() -> list[int]:
 
 
 def output_folder(request: Request) -> dict[str, Any]:
-    """Whether output_dir, or the folder that it would be made in, can be written to, and the room on its disk."""
+    """Whether output_dir, or the folder that it would be made in, takes what a checkpoint does there, and the room on its disk."""
     if not request.output_dir:
         return {}
     place = existing_part(Path(request.output_dir))
     found: dict[str, Any] = {"output_free": shutil.disk_usage(place).free}
     if not place.is_dir():
         return found | {"output_problem": f"{place} is a file"}
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"x" * 4_096)
-            file.flush()
-    except OSError as error:
-        found["output_problem"] = f"{place} can't be written to ({error.strerror})"
-    return found
+    refused = rename_problem(place)
+    return found | ({"output_problem": f"{place} can't be written to as a checkpoint is: {refused}"} if refused else {})
 
 
 def nvidia(request: Request) -> dict[str, Any]:

@@ -38,11 +38,11 @@ def fit_findings(
         "--model; --dry_run shows all stages"
     )
     found = [problem(CHECK, f"{text} ({means})", way_out) for text in by_host(wrong)]
-    found += [warning(CHECK, f"{text} ({means})", "--activation_checkpointing, --chunked_head, smaller micro-batches; --dry_run measures "
+    found += [warning(CHECK, f"{text} ({means})", "--activation_checkpointing, --chunked_head, smaller micro-batches; --dry_run counts "
                       "the activations") for text in by_host(tight)]  # fmt: skip
     where = "on each GPU" if any(facts.on_gpu for _, facts in seen) else "for each process"
     shown = f"weights, gradients and optimizer take {state.device / GIB:,.2f} GiB {where} ({means})"
-    return found or [ok(CHECK, shown + "; activations come on top, --dry_run measures them")]
+    return found or [ok(CHECK, shown + "; activations come on top, --dry_run counts them")]
 
 
 def _host_findings(facts: HostFacts, ranks: int, device: int, host: int) -> tuple[list[str], list[str]]:

@@ -53,7 +53,7 @@ def _summary(needed: list[NeededOp], to_build: list[NeededOp], facts: HostFacts)
         use = "this run needs none of them"
     else:
         use = "this run needs " + ", ".join(
-            f"{op.name} ({op.why}; {'built on first use' if op in to_build else 'built'})" for op in needed
+            f"{op.name} ({op.why}; {_place(facts, op) if op in to_build else 'built'})" for op in needed
         )
     can = sum(facts.ops_compatible.values())
     tools = [
@@ -62,3 +62,8 @@ def _summary(needed: list[NeededOp], to_build: list[NeededOp], facts: HostFacts)
         f"nvcc {facts.nvcc}" if facts.nvcc else "no nvcc",
     ]
     return f"{use}; ds_report: {len(facts.ops_built)} of {len(facts.ops_compatible)} built ahead, {can} can be built; {', '.join(tools)}"
+
+
+def _place(facts: HostFacts, op: NeededOp) -> str:
+    """Return where an operation is, or will be, that DeepSpeed was not installed with."""
+    return f"built {'before' if op.name in facts.ops_in_folder else 'on first use'}, in {facts.ops_folder}"

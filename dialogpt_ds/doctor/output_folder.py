@@ -24,7 +24,8 @@ def output_findings(seen: Seen, output_dir: Path, checkpoint: int, export: int, 
     """
     refused = [(name, f"{facts.output_problem}, for --output_dir {output_dir}") for name, facts in seen if facts.output_problem]
     if refused:
-        return [problem(CHECK, text, "name a folder that you may write to, on every host") for text in by_host(refused)]
+        way_out = "name a folder that you may write to and rename folders in, on every host; a mounted bucket is none"
+        return [problem(CHECK, text, way_out) for text in by_host(refused)]
     free = min((facts.output_free for _, facts in seen), default=0)
     # Besides those that are kept there is the best one, and the one that is being written.
     wanted = checkpoint * (keep + 2) + export
@@ -49,7 +50,7 @@ def shared_findings(survey: Survey, output_dir: Path) -> list[Finding]:
     blind = [(name, f"what {first} writes to {output_dir} is not seen") for name, answer in survey.answers.items()
              if answer.visit and answer.visit.sees_token is False]  # fmt: skip
     if blind:
-        way_out = "name a folder on a disk that all hosts share (NFS, Lustre, a mounted bucket), under the same path on each"
+        way_out = "name a folder on a disk that all hosts share (NFS, Lustre), under the same path on each"
         return [problem(CHECK, text, way_out) for text in by_host(blind)]
     return [ok(CHECK, f"all hosts see what {first} writes there")]
 

@@ -91,8 +91,13 @@ def deepspeed_ops(request: Request) -> dict[str, Any]:
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
     from deepspeed.ops.op_builder.builder import probe_is_compatible
 
+    from dialogpt_ds.launching.op_folder import is_built, op_folder
+
     fits = accelerator_name == get_accelerator().device_name()
+    folder = op_folder()
     return {
+        "ops_folder": str(folder),
+        "ops_in_folder": sorted(name for name in ALL_OPS if is_built(name, folder)),
         "ops_built": sorted(name for name, built in installed_ops.items() if built and fits),
         "ops_compatible": {name: bool(probe_is_compatible(builder)) for name, builder in ALL_OPS.items()},
     }

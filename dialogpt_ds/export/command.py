@@ -56,9 +56,11 @@ def _export(arguments: ExportArguments) -> int:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         weights = without_tied(weights, source / FOLDER)
-        write_export(weights, None, source / FOLDER, target, model_card(summary.run, summary.step), summary.step)
+        warning = write_export(weights, None, source / FOLDER, target, model_card(summary.run, summary.step), summary.step)
     except OSError as error:
         raise RunError(f"{target} can't be written: {error}") from error
+    if warning:
+        print(warning)
     parameters = sum(tensor.numel() for tensor in weights.values())
     print(
         f"{target}: step {summary.step:,} of {source}, {parameters / 1e6:,.1f} M parameters in {str(dtype).removeprefix('torch.')}"

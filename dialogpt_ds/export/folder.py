@@ -1,7 +1,9 @@
 """A Hugging Face folder of a trained model, loaded back and compared with the live one before it is called done."""
 
+import copy
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,12 @@ FOLDER = "model"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PROBE_TOKENS = 32
 """Tokens that the live and the loaded model are compared on."""
-LOGIT_TOLERANCE = 0.02
-"""Largest difference of logits in half precision, as a share of the largest logit; fp32 is held to a hundredth of it."""
+HALF_TOLERANCE, FP32_TOLERANCE = 0.1, 2e-4
+"""Largest difference of logits, as a share of the largest logit, where weights are in half precision and in fp32. Another attention
+kernel alone changes a trained model of 135 M parameters by 0.023 in bf16."""
+CPU = torch.device("cpu")
+
+Tell = Callable[[str], None]
 
 
 def write_description(config: Any, tokenizer: Any, eos_id: int, trained_length: int, folder: Path) -> None:
@@ -38,11 +44,22 @@ class Probe:
     logits: torch.Tensor
     """[PROBE_TOKENS, vocabulary], on the CPU in fp32."""
     device: torch.device
+    config: Any
+    """The live model's own, not as it was stored."""
+
+    @property
+    def attention(self) -> str | None:
+        """Its implementation of attention: another one rounds differently."""
+        return getattr(self.config, "_attn_implementation", None)
 
 
 def probe_ids(vocabulary: int) -> torch.Tensor:
-    """Return the row that models are compared on, [1, PROBE_TOKENS]."""
-    return torch.arange(PROBE_TOKENS).unsqueeze(0) % vocabulary
+    """Return the row that models are compared on, [1, PROBE_TOKENS]: spread over the vocabulary.
+
+    What the first ids stand for is seldom in a text, and half precision carries a model far astray on them: 0.15 of the largest logit
+    between two attention kernels.
+    """
+    return (torch.arange(1, PROBE_TOKENS + 1) * vocabulary // (PROBE_TOKENS + 1)).unsqueeze(0)
 
 
 @torch.no_grad()
@@ -51,15 +68,23 @@ def probe(model: Any, device: torch.device) -> Probe:
     was_training = model.training
     model.eval()
     try:
-        logits = model(input_ids=probe_ids(model.config.vocab_size).to(device), use_cache=False).logits
+        # A compiled model would be compiled anew for this row, and rounds differently from the one it is compared with.
+        with torch.compiler.set_stance("force_eager"):
+            logits = model(input_ids=probe_ids(model.config.vocab_size).to(device), use_cache=False).logits
     finally:
         model.train(was_training)
-    return Probe(logits[0].float().cpu(), device)
+    return Probe(logits[0].float().cpu(), device, model.config)
 
 
 def write_export(
-    weights: dict[str, torch.Tensor], live: Probe | None, description: Path, folder: Path, card: str, step: int
-) -> None:
+    weights: dict[str, torch.Tensor],
+    live: Probe | None,
+    description: Path,
+    folder: Path,
+    card: str,
+    step: int,
+    tell: Tell = lambda doing: None,
+) -> str | None:
     """Write a Hugging Face folder, load it back, compare it, and only then give it its name. One that is there is replaced.
 
     Args:
@@ -69,6 +94,10 @@ def write_export(
         folder: where to.
         card: text of the model card, README.md.
         step: optimizer step that the weights are of.
+        tell: is told what is being done.
+
+    Returns:
+        A warning, where the weights load back as they are but the logits could not be compared.
 
     Raises:
         RunError: what was written does not load back as it is.
@@ -77,6 +106,7 @@ def write_export(
     unfinished = folder.with_name(f"unfinished-{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
+        tell(f"writing {unfinished}")
         model = _model_of(weights, description)
         model.save_pretrained(str(unfinished))
         for file in sorted(description.iterdir()):
@@ -84,12 +114,14 @@ def write_export(
                 shutil.copyfile(file, unfinished / file.name)
         _set_dtype(unfinished / "config.json", model.dtype)
         replace_text(unfinished / "README.md", card)
-        # Without a live model both are compared in fp32: a CPU is a hundred times slower in fp16.
-        _compare(weights, live or probe(model.float(), torch.device("cpu")), unfinished, in_fp32=live is None)
+        tell(f"comparing {unfinished} with the model")
+        warning = _compare(weights, live, model, unfinished)
+        tell(f"reading {unfinished} for its checksums")
         files = {f.name: {"size": f.stat().st_size, "sha256": sha256_of_file(f)} for f in sorted(unfinished.iterdir())}
         replace_text(unfinished / ORIGIN, json.dumps({"step": step, "files": files}, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
+        return warning
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -141,26 +173,73 @@ def _set_dtype(file: Path, dtype: torch.dtype) -> None:
     replace_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _compare(weights: dict[str, torch.Tensor], live: Probe, folder: Path, in_fp32: bool) -> None:
+def _compare(weights: dict[str, torch.Tensor], live: Probe | None, rebuilt: Any, folder: Path) -> str | None:
+    """Load an export back, and compare its weights bit for bit, its logits within rounding; returns a warning where those can't be.
+
+    Raises:
+        RunError: they differ.
+    """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto")
-    loaded = dict(model.named_parameters())
-    different = [name for name in weights.keys() | loaded.keys() if not _equal(weights.get(name), loaded.get(name))]
+    attention = {"attn_implementation": live.attention} if live is not None and live.attention else {}
+    loaded = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", **attention)
+    found = dict(loaded.named_parameters())
+    different = [name for name in weights.keys() | found.keys() if not _equal(weights.get(name), found.get(name))]
     if different:
         raise RunError(
             f"the export in {folder} does not load back as trained; tensors that differ: {', '.join(sorted(different)[:5])}"
         )
-    if in_fp32:
-        model.float()
-    mine = probe(model.to(live.device), live.device).logits
-    tolerance = LOGIT_TOLERANCE * (0.01 if model.dtype == torch.float32 else 1.0)
-    error = float((mine - live.logits).abs().max()) / max(float(live.logits.abs().max()), 1e-6)
+    reasons = []
+    # Equal weights are what an export must have. That a comparison of logits is not possible is no reason to end a finished run.
+    if live is not None:
+        try:
+            mine = probe(loaded.to(live.device), live.device)
+        except Exception as error:  # often torch.OutOfMemoryError, beside weights and optimizer
+            reasons.append(f"on {live.device}: {_words(error)}")
+            torch.cuda.empty_cache()  # nothing without a GPU
+        else:
+            _check(mine, live, FP32_TOLERANCE if loaded.dtype == torch.float32 else HALF_TOLERANCE, folder)
+            return None
+    try:
+        mine, theirs = _both_in_fp32(loaded, rebuilt, live, weights)
+    except Exception as error:
+        reasons.append(f"on the CPU: {_words(error)}")
+        return (
+            "warning: the weights of the export were compared bit for bit and are equal; the logits were not compared "
+            f"({'; '.join(reasons)})"
+        )
+    _check(mine, theirs, FP32_TOLERANCE, folder)
+    return None
+
+
+def _both_in_fp32(loaded: Any, rebuilt: Any, live: Probe | None, weights: dict[str, torch.Tensor]) -> tuple[Probe, Probe]:
+    """Return what the loaded model says on the CPU, and a model of the same weights with the configuration of the live one.
+
+    In fp32 whatever the weights are in: a CPU is a hundred times slower in fp16, and its bf16 rounds differently from a GPU's.
+    """
+    if live is not None:
+        from transformers import AutoModelForCausalLM
+
+        rebuilt = AutoModelForCausalLM.from_config(copy.deepcopy(live.config), dtype=loaded.dtype, attn_implementation="eager")
+        rebuilt.load_state_dict(weights, strict=False)
+        rebuilt.tie_weights()
+        loaded.set_attn_implementation("eager")  # others may need a GPU
+    theirs = probe(rebuilt.float(), CPU)
+    return probe(loaded.to(CPU).float(), CPU), theirs
+
+
+def _check(mine: Probe, theirs: Probe, tolerance: float, folder: Path) -> None:
+    """Raise RunError where logits differ by more than rounding."""
+    error = float((mine.logits - theirs.logits).abs().max()) / max(float(theirs.logits.abs().max()), 1e-6)
     if not error <= tolerance:
         raise RunError(
             f"the export in {folder} loads, but doesn't say what the trained model says: its logits differ by {error:.3g} of the largest, "
             f"{tolerance:g} is allowed"
         )
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _equal(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:

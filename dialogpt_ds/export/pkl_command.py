@@ -56,11 +56,13 @@ def _import(arguments: ImportArguments) -> int:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_description(config, tokenizer, tokenizer.eos_token_id, shape.positions, description)
-        write_export(weights, None, description, target, _card(Path(source).name, str(shape)), step=0)
+        warning = write_export(weights, None, description, target, _card(Path(source).name, str(shape)), step=0)
     except OSError as error:
         raise RunError(f"{target} can't be written: {error}") from error
     finally:
         shutil.rmtree(description, ignore_errors=True)
+    if warning:
+        print(warning)
     parameters = sum(tensor.numel() for tensor in weights.values())
     print(f"{target}: {shape}, {parameters / 1e6:,.1f} M parameters in {str(dtype).removeprefix('torch.')}, from {source}")
     print(f"to train from it: deepspeed --num_gpus 8 launch/train.py --model {target} ...")

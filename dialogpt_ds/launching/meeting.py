@@ -22,15 +22,17 @@ def meeting_place() -> str:
 
 
 def name_interface() -> None:
-    """Tell gloo the interface that leads to the master address, where nobody has and it is another than the loopback.
+    """Tell gloo and NCCL the interface that leads to the master address, where nobody has and it is another than the loopback.
 
-    It would take the one that this host's name resolves to, often 127.0.1.1, and wait for minutes.
+    gloo would take the one that this host's name resolves to, often 127.0.1.1, and wait for minutes; NCCL the first that is neither
+    loopback nor docker's. NCCL takes a name for a beginning but after a "=" (NVIDIA's guide); InfiniBand it finds by itself.
     """
-    if "GLOO_SOCKET_IFNAME" in os.environ:
+    if {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} <= os.environ.keys():
         return
     found = interface_towards(os.environ.get("MASTER_ADDR", ""))
     if found is not None:
-        os.environ["GLOO_SOCKET_IFNAME"] = found[0]
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", found[0])
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={found[0]}")
 
 
 def interface_towards(address: str) -> tuple[str, str] | None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.launching import gpu_precision
 from dialogpt_ds.launching.environment_file import find_environment_files, read_environment_file
 from dialogpt_ds.launching.needed_ops import NeededOp, build_problems, find_build_tools, needed_ops
 from dialogpt_ds.launching.nvidia import num_device_files, num_pci_gpus, why_unused
+from dialogpt_ds.process import device_of_run
 
 SHARED_MEMORY = Path("/dev/shm")
 CPU_RANK_BYTES = 69_000_000
@@ -38,6 +40,7 @@ class LaunchedRank:
     """Whether the environment asked for the CPU, see cpu_is_meant(); before the trainer itself sets DS_ACCELERATOR."""
     checkpoint_bytes: int = 0
     """About what one checkpoint takes; 0: not known."""
+    precision: str = "fp32"
 
 
 def launch_problems(rank: LaunchedRank) -> tuple[list[str], list[str]]:
@@ -47,11 +50,13 @@ def launch_problems(rank: LaunchedRank) -> tuple[list[str], list[str]]:
     """
     import torch
 
-    on_gpu = torch.accelerator.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    on_gpu = device_of_run() != "cpu"
     visible = torch.cuda.device_count() if on_gpu and torch.cuda.is_available() else 0
-    problems = [*_gpu_problems(rank, visible), *_op_problems(rank, on_gpu)]
+    refusal, slowness = _precision_findings(rank, visible)
+    problems = [*_gpu_problems(rank, visible), *refusal, *_op_problems(rank, on_gpu)]
     warnings: list[str] = []
     if rank.local_rank == 0:
+        warnings += slowness
         shm_problem, shm_warning = shared_memory_findings(SHARED_MEMORY, rank.ranks_here, on_gpu)
         problems += shm_problem
         warnings += shm_warning
@@ -75,6 +80,18 @@ def _gpu_problems(rank: LaunchedRank, visible: int) -> Iterator[str]:
             f"{'is' if visible == 1 else 'are'} only {visible} here{because}: start no more than {visible} on it (deepspeed --num_gpus "
             f"{visible}, or slots={visible} in the hostfile)"
         )
+
+
+def _precision_findings(rank: LaunchedRank, visible: int) -> tuple[list[str], list[str]]:
+    """Return why this rank's GPU can't compute in the run's precision, and why it is slow in it. DeepSpeed takes emulated bf16 for good."""
+    import torch
+
+    if rank.local_rank >= visible or torch.version.hip is not None:
+        return [], []
+    name = torch.cuda.get_device_name(rank.local_rank)
+    capability = torch.cuda.get_device_capability(rank.local_rank)
+    refusal, slowness = gpu_precision.findings(rank.precision, capability, f"the GPU of rank {rank.rank} ({name})")
+    return ([f"{refusal}: {gpu_precision.WAY_OUT}"] if refusal else []), ([slowness] if slowness else [])
 
 
 def _op_problems(rank: LaunchedRank, on_gpu: bool) -> list[str]:

@@ -54,6 +54,10 @@ STEP_METRICS: dict[str, Metric] = {
     "gpu_memory_gib": Metric(
         "Throughput", "GiB", "memory that tensors hold between steps, on the GPU that has most of it (GPUs only)"
     ),
+    "gpu_reserved_gib": Metric("Throughput", "GiB", "memory that PyTorch keeps of a GPU, what is free of it included (GPUs only)"),
+    "gpu_alloc_retries": Metric(
+        "Throughput", "", "times so far that it was full and had to be given back and asked for anew (GPUs only)"
+    ),
     "peak_memory_gib": Metric(
         "Throughput", "GiB", "most that a rank has used so far: of its GPU, or of the host's memory on a CPU"
     ),

@@ -9,6 +9,7 @@ import torch
 from dialogpt_ds import __version__
 from dialogpt_ds.launching.code import git_revision, versions
 from dialogpt_ds.model.arithmetic import Peak
+from dialogpt_ds.process import device_of_run
 from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.settings import Settings
@@ -52,7 +53,7 @@ def machine_facts(settings: Settings) -> dict[str, Any]:
     return {
         "processes": settings.world.size,
         "host": socket.gethostname(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name() if device_of_run() == "cuda" else f"cpu ({platform.machine()})",
         "python": python,
         "dialogpt_ds": __version__,
         "packages": installed,

@@ -7,11 +7,18 @@ from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.schedule import peak
 from dialogpt_ds.training.settings import BUILT_IN, Settings
 
+ATTENTION = {
+    "varlen": "varlen, PyTorch's FlashAttention over the examples of packed rows",
+    "sdpa": "sdpa, PyTorch's, with a mask around each example",
+    "eager": "eager, transformers' own, with a mask around each example",
+}
+"""What is said of an implementation of attention."""
+
 
 def start_table(
-    settings: Settings, num_parameters: int, wandb_mode: str, resumed_step: int, device_peak: Peak | None = None
+    settings: Settings, num_parameters: int, attention: str, wandb_mode: str, resumed_step: int, device_peak: Peak | None = None
 ) -> str:
-    """Return the table: model, data, batch arithmetic, schedule peak, precision, ZeRO, output."""
+    """Return the table: model, data, batch arithmetic, schedule peak, precision, attention, ZeRO, output."""
     arguments, batch = settings.arguments, settings.batch
     best_rate, at = peak(arguments.lr_schedule, **settings.schedule_settings())
     step_tokens = batch.train * settings.row_length
@@ -27,6 +34,7 @@ def start_table(
         ("epoch", f"about {max(round(all_tokens / step_tokens), 1):,} steps"),
         ("schedule", f"{arguments.lr_schedule}, peak rate {best_rate:.3e} at step {at:,}, {arguments.num_optim_steps:,} steps in all"),
         ("precision", settings.precision + (f"; MFU is against {device_peak} of a process" if device_peak else "")),
+        ("attention", ATTENTION.get(attention, attention)),
         ("DeepSpeed", f"ZeRO-{settings.zero_stage}, {arguments.deepspeed_config or BUILT_IN}"
                       + "".join(f"; {note}" for note in settings.notes)),
         ("output", f"{settings.output_dir}, a checkpoint every {settings.save_step:,} steps"),

@@ -1,5 +1,7 @@
 """GPT-2's activation as one kernel: the tanh approximation of GELU (Hendrycks and Gimpel 2016, section 2)."""
 
+from typing import Any
+
 from torch import nn
 
 
@@ -18,3 +20,10 @@ def fuse_activations(model: nn.Module) -> int:
                 setattr(module, name, nn.GELU(approximate="tanh"))
                 found += 1
     return found
+
+
+def recompute_activations(model: Any) -> None:
+    """Let each layer keep its input alone for the backward pass (Chen et al. 2016)."""
+    # transformers 5.24 has renamed it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -1,19 +1,24 @@
 """How many operations a model's training takes, and how many a device can do: what MFU is made of."""
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dialogpt_ds.config.precision import Precision
+from dialogpt_ds.matmul import seconds_of_product
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DATA_SHEETS = (
+    ("B200", 2_250e12),
+    ("H200 NVL", 835e12),
     ("H200", 989e12),
     ("H100 NVL", 835e12),
     ("H100 PCIe", 756e12),
     ("H100", 989e12),
+    ("H800 PCIe", 756e12),
+    ("H800", 989e12),
+    ("A800", 312e12),
     ("A100", 312e12),
     ("A40", 149.7e12),
     ("A30", 165e12),
@@ -24,6 +29,8 @@ DATA_SHEETS = (
     ("V100-PCIE", 112e12),
     ("V100", 125e12),
     ("T4", 65e12),
+    ("RTX 4090", 165e12),
+    ("RTX 3090", 71e12),
 )
 """Part of a GPU's name, and its dense half-precision operations per second as NVIDIA's data sheet of it says; the first that fits holds."""
 MEASURED_SECONDS = 0.005
@@ -107,7 +114,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
             torch.full((size, size), 0.01, device=device, dtype=dtype) for _ in range(2)
         )  # no random numbers, which are the run's
         a @ b  # the first one also loads code
-        seconds = min(_seconds_of(a, b, device) for _ in range(3))
+        seconds = min(seconds_of_product(a, b) for _ in range(3))
         best = max(best, 2 * size**3 / seconds)
         if seconds > MEASURED_SECONDS or size >= 8_192:
             del a, b
@@ -116,13 +123,3 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
                 torch.cuda.reset_peak_memory_stats(device)
             return best
         size *= 2
-
-
-def _seconds_of(a: torch.Tensor, b: torch.Tensor, device: torch.device) -> float:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    started = time.perf_counter()
-    a @ b
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter() - started

@@ -12,6 +12,7 @@ from dialogpt_ds.config.precision import Precision
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.model.presets import Attention
 from dialogpt_ds.model.probe import quiet, takes
+from dialogpt_ds.process import device_of_run
 
 VARLEN = "varlen"
 """Name under which transformers knows torch's attention for sequences of several lengths."""
@@ -34,8 +35,9 @@ def check_attention(wanted: Attention, precision: Precision, dropout: float) -> 
         if problem:
             raise UserError(f"--attention varlen: {problem}; leave --attention out, which takes it where it can run")
     elif wanted == "flash_attention_2":
-        if not torch.cuda.is_available() or find_spec("flash_attn") is None:
-            lacks = "there is no GPU here" if not torch.cuda.is_available() else "the package flash-attn is not installed"
+        on_gpu = device_of_run() == "cuda"
+        if not on_gpu or find_spec("flash_attn") is None:
+            lacks = "the package flash-attn is not installed" if on_gpu else "this run is not on a GPU"
             raise UserError(f"--attention flash_attention_2: {lacks}; leave --attention out for PyTorch's own")
         if precision == "fp32":
             raise UserError("--attention flash_attention_2 computes in fp16 and bf16 alone, and this run is in fp32: leave it out")
@@ -43,8 +45,8 @@ def check_attention(wanted: Attention, precision: Precision, dropout: float) -> 
 
 def varlen_problem(precision: Precision, dropout: float) -> str | None:
     """Return why torch's attention for sequences of several lengths can't be had here; None where it can."""
-    if not torch.cuda.is_available() or torch.version.cuda is None:
-        return "there is no NVIDIA GPU here that PyTorch can use"
+    if device_of_run() != "cuda" or torch.version.cuda is None:
+        return "this run is not on an NVIDIA GPU"
     capability = torch.cuda.get_device_capability()
     if capability < VARLEN_CAPABILITY:
         return f"its kernels need compute capability 8.0 (A100, RTX 30 and later), and this GPU has {capability[0]}.{capability[1]}"
@@ -71,6 +73,14 @@ def set_attention(model: Any, wanted: Attention, precision: Precision, dropout: 
     if wanted == "varlen" or (wanted == "auto" and varlen_problem(precision, dropout) is None and can_be_varlen(model)):
         register_varlen()
         model.set_attn_implementation(VARLEN)
+
+
+def isolation_on(capability: tuple[int, int], model: Any, wanted: Attention, precision: Precision, dropout: float) -> Isolation:
+    """Return what would keep examples apart on a GPU of a compute capability, for a model in fp32 on the CPU."""
+    if wanted == "flash_attention_2":
+        return "flash"
+    can = capability >= VARLEN_CAPABILITY and precision != "fp32" and not dropout
+    return "varlen" if wanted in ("auto", "varlen") and can and can_be_varlen(model) else isolation_of(model)
 
 
 def register_varlen() -> None:

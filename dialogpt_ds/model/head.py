@@ -44,12 +44,19 @@ def head_nll(
         piece: targets whose logits are there at a time, computed again for the backward pass; None: all, kept for it.
         columns: multiple to which the vocabulary is padded for the products.
     """
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        kind = torch.get_autocast_dtype(device)
-        hidden, weight, bias = hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
-    with torch.autocast(device, enabled=False):
+    kind = autocast_dtype(hidden.device)
+    if kind is None:
         return _HeadNll.apply(hidden, weight, bias, labels, piece, columns)
+    hidden, weight, bias = hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _HeadNll.apply(hidden, weight, bias, labels, piece, columns)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the type in which products are computed where autocast is on; None where it is off, or there is none (on `meta`)."""
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
 
 
 class _HeadNll(torch.autograd.Function):
@@ -116,7 +123,7 @@ class _Sum:
         if self._sum is not None:
             self._sum += part
         elif self._first is not None:
-            self._sum = self._first.float() + part
+            self._sum = self._first.float().add_(part)
             self._first = None
         else:
             self._first = part

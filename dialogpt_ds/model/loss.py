@@ -1,5 +1,6 @@
 """The loss of a dialogue model: the head at target positions only, weighted by turn, reduced in fp32."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from dialogpt_ds.model.attention import Isolation, example_mask, isolation_of, no_mask, varlen_inputs
-from dialogpt_ds.model.head import columns_of, head_nll, piece_of
+from dialogpt_ds.model.head import autocast_dtype, columns_of, head_nll, piece_of
 from dialogpt_ds.model.probe import head_is_linear, takes
 from dialogpt_ds.order.batches import IGNORED_LABEL, TURN_GROUPS, MicroBatch
 
@@ -31,21 +32,32 @@ def to_tensors(micro_batch: MicroBatch, device: torch.device | str, turn_ids: bo
     return moved | {"longest_example": micro_batch.longest_example}
 
 
+@dataclass(frozen=True)
+class Planned:
+    """What is known beforehand of a model on PyTorch's device `meta`, which can't be asked, since it computes nothing."""
+
+    device: torch.device
+    """Kind of device whose work is to be planned."""
+    isolation: Isolation
+    head_is_linear: bool = True
+
+
 class TargetLoss(nn.Module):
     """Wraps a causal language model of transformers and returns sums over targets instead of logits."""
 
-    def __init__(self, model: Any, chunked_head: bool = False) -> None:
-        """Look at a model, in fp32 on the CPU, with the implementation of attention that it is to be trained with."""
+    def __init__(self, model: Any, chunked_head: bool = False, planned: Planned | None = None) -> None:
+        """Look at a model, in fp32 on the CPU, with the implementation of attention that it is to be trained with; unless it is planned."""
         super().__init__()
         self.model = model
         self.chunked_head = chunked_head
         """Whether the logits are computed piece by piece, and again for the backward pass, so that they never are there as a whole."""
-        self.head_is_linear = head_is_linear(model)
+        self.head_is_linear = head_is_linear(model) if planned is None else planned.head_is_linear
         """Whether the model's logits are its output embedding applied to its last hidden state, and nothing more."""
         self.takes_positions = takes(model, "position_ids")
         """A model without them has an example in each row."""
-        self.isolation: Isolation = isolation_of(model)
+        self.isolation: Isolation = isolation_of(model) if planned is None else planned.isolation
         """What keeps the examples of a row apart."""
+        self.planned_device = None if planned is None else planned.device
         self.compiled = False
 
     def compile_body(self) -> None:
@@ -100,11 +112,11 @@ class TargetLoss(nn.Module):
     def _apart(self, position_ids: torch.Tensor, example_starts: torch.Tensor, longest: int) -> Inputs:
         """Return what keeps the examples of a row from seeing each other, as arguments of the model."""
         if self.isolation == "mask":
-            # A mask of truth values would be turned into numbers in every layer, and kept for each one's backward pass.
-            half = torch.is_autocast_enabled(position_ids.device.type)
-            return {
-                "attention_mask": example_mask(position_ids, torch.bool if half else self.model.get_input_embeddings().weight.dtype)
-            }
+            # A mask of truth values would be turned into numbers in every layer, and kept for each one's backward pass. Under autocast
+            # sdpa computes in another type than the weights', and so needs it; eager attention only adds numbers.
+            by_truth = autocast_dtype(position_ids.device) is not None and self.model.config._attn_implementation == "sdpa"
+            kind = torch.bool if by_truth else self.model.get_input_embeddings().weight.dtype
+            return {"attention_mask": example_mask(position_ids, kind)}
         if self.isolation in ("varlen", "flash"):
             if self.compiled:
                 # One compiled function for every number of examples, and for every longest one.
@@ -122,7 +134,8 @@ class TargetLoss(nn.Module):
         # Read once: ZeRO-3 gathers the weight here, and ranks differ in their number of pieces.
         weight, bias = head.weight, getattr(head, "bias", None)
         in_pieces = self.chunked_head or not torch.is_grad_enabled()  # nothing is kept, so memory need not be taken for all of them
-        return head_nll(hidden, weight, bias, labels, piece_of(hidden.device) if in_pieces else None, columns_of(hidden.device))
+        device = self.planned_device or hidden.device
+        return head_nll(hidden, weight, bias, labels, piece_of(device) if in_pieces else None, columns_of(device))
 
 
 def _nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

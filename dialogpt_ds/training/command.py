@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING
 
 from dialogpt_ds.commandline import make_folder, parse, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dialogpt_ds.launching.checkpoint_size import approximate_parameters, checkpoint_bytes
 from dialogpt_ds.launching.nvidia import cpu_is_meant
+from dialogpt_ds.launching.op_folder import build_notice
 from dialogpt_ds.launching.processes import adopt_scheduler
 from dialogpt_ds.launching.start_checks import LaunchedRank, launch_problems
 from dialogpt_ds.logs.rank_output import mark_lines_of
 from dialogpt_ds.logs.tensorboard import require_tensorboard
+from dialogpt_ds.process import device_of_run
 from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.requirements import check_requirements
 from dialogpt_ds.training.world import (
     World,
     check_world,
+    compute_deterministically,
     prepare_cpu,
     prepare_environment,
     ranks_here,
@@ -64,6 +68,10 @@ def _train(argv: list[str] | None, world: World) -> int:
     from dialogpt_ds.training.settings import prepare
 
     settings = prepare(parsed, world)
+    if arguments.gpu:
+        from dialogpt_ds.training.planning import check_gpu
+
+        check_gpu(settings)
     if arguments.print_config or arguments.plot_schedule or arguments.dry_run:
         if world.is_first:
             show(settings)
@@ -89,7 +97,9 @@ def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
             print(f"nothing to do: {settings.output_dir} is at step {step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
         return EXIT_DONE
     warnings = [*([slow] if slow and world.is_first else []), *check_machine(settings, on_cpu_by_choice)]
-    prepare_cpu(world)
+    prepare_cpu(world, offloads=offload_devices(settings.deepspeed) != ("none", "none"))
+    if arguments.deterministic:
+        compute_deterministically()
     if arguments.verbose:
         from deepspeed.utils.logging import set_log_level_from_string
 
@@ -110,7 +120,7 @@ def _say(warnings: list[str]) -> None:
 
 
 def check_machine(settings: "Settings", on_cpu_by_choice: bool) -> list[str]:
-    """Look at this machine as far as that takes milliseconds; returns what a person should be warned of.
+    """Look at this machine as far as that takes milliseconds; returns what a person should be warned of, or told.
 
     Raises:
         UserError: the run would fail here; all reasons at once.
@@ -118,12 +128,21 @@ def check_machine(settings: "Settings", on_cpu_by_choice: bool) -> list[str]:
     world = settings.world
     size = checkpoint_bytes(approximate_parameters(settings.model.config), settings.precision)
     rank = LaunchedRank(
-        world.rank, world.size, world.local_rank, ranks_here(world), settings.deepspeed, settings.output_dir, on_cpu_by_choice, size
+        world.rank,
+        world.size,
+        world.local_rank,
+        ranks_here(world),
+        settings.deepspeed,
+        settings.output_dir,
+        on_cpu_by_choice,
+        checkpoint_bytes=size,
+        precision=settings.precision,
     )
     problems, found = launch_problems(rank)
     if problems:
         raise UserError("\n".join(problems))
-    return [f"warning: {warning}" for warning in found]
+    notice = build_notice(settings.deepspeed, device_of_run() != "cpu") if world.local_rank == 0 else ""
+    return [*(f"warning: {warning}" for warning in found), *([notice] if notice else [])]
 
 
 def show(settings: "Settings") -> None:
@@ -143,7 +162,7 @@ def show(settings: "Settings") -> None:
     if arguments.dry_run:
         from dialogpt_ds.training.dry_run import dry_run
 
-        prepare_cpu(World(0, 1, 0))
+        prepare_cpu(World(0, 1, 0), offloads=offload_devices(settings.deepspeed) != ("none", "none"))
         dry_run(settings)
 
 

@@ -9,12 +9,12 @@ import torch
 
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.model.loss import to_tensors
+from dialogpt_ds.model.saved_bytes import parts_here
 from dialogpt_ds.order.batches import MicroBatch, make_micro_batch
 from dialogpt_ds.order.mixture import Mixture, MixturePosition
 from dialogpt_ds.order.places import examples_in, listed
 from dialogpt_ds.training.agreement import all_gathered, all_reports
 from dialogpt_ds.training.engine import StepResult
-from dialogpt_ds.training.memory import parts_here
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.settings import Settings
 

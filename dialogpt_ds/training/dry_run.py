@@ -1,6 +1,7 @@
 """A run without consequences: everything is built and two steps are taken, in one process, and nothing is written."""
 
 import os
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,26 +10,31 @@ import torch
 
 from dialogpt_ds.config.batch import BatchSizes
 from dialogpt_ds.config.offload import offload_devices
+from dialogpt_ds.launching.op_folder import build_notice
 from dialogpt_ds.logs.start_table import start_table
-from dialogpt_ds.model.loss import to_tensors
+from dialogpt_ds.model.attention import Isolation
+from dialogpt_ds.model.gpu_specs import CONTEXT, GIB
+from dialogpt_ds.model.micro_batch_trace import Trace
+from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.order.mixture import MixturePosition
+from dialogpt_ds.process import device_of_run
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.engine import start_engine, train_step
-from dialogpt_ds.training.memory import (
-    States,
-    activations_measured,
-    largest_layer,
-    layout_name,
-    model_states,
-    peak_of_this_process,
-)
+from dialogpt_ds.training.forecast import forecast
+from dialogpt_ds.training.memory import States, largest_layer, layout_name, model_states, peak_of_this_process
+from dialogpt_ds.training.planning import Planning, hosts_of, layout_of, planning_of, trace_of, workload_of
 from dialogpt_ds.training.requirements import offload_problems
 from dialogpt_ds.training.settings import Settings, model_of
+from dialogpt_ds.training.step_cost import buffer_bytes
 from dialogpt_ds.training.world import World, free_port, join_world, leave_world
 
 STEPS = 2
-USUAL_GPUS_PER_HOST = 8
-GIB = 2**30
+HOW: dict[Isolation, str] = {
+    "varlen": "varlen attention",
+    "flash": "FlashAttention",
+    "mask": "attention with a mask",
+    "positions": "transformers' attention",
+}
 
 
 def dry_run(settings: Settings) -> None:
@@ -41,12 +47,15 @@ def dry_run(settings: Settings) -> None:
     torch.manual_seed(settings.arguments.seed)
     model = model_of(settings)
     num_parameters = sum(p.numel() for p in model.parameters())
-    print(start_table(settings, num_parameters, "not in a dry run", 0))
+    print(start_table(settings, num_parameters, model.config._attn_implementation, "not in a dry run", 0))
     for note in notes:
         print(note)
     states = _states_of(settings, model, num_parameters)
+    planning = planning_of(settings, model)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # torchrun's own store is for all of its processes
+    if notice := build_notice(alone.deepspeed, device_of_run() != "cpu"):
+        print(notice, file=sys.stderr)
     device = join_world(alone.world)
     engine = data = None
     try:
@@ -57,8 +66,11 @@ def dry_run(settings: Settings) -> None:
         if data is not None:
             data.close()
         leave_world(engine)
-    activations = int(taken.activation_bytes * (0.5 if settings.precision == "fp16" and alone.precision == "fp32" else 1.0))
-    print(memory_table(states, activations, settings))
+    traced = _traced(settings, planning, taken.workload)
+    print(memory_table(states, traced, settings, planning))
+    if planning.gpu is not None and traced is not None:
+        own = next((state for state in states if _is_this_run(state, settings)), None)
+        print(forecast(settings, planning, traced, None if own is None else memory_on_gpu(own, traced, settings, planning)))
     print(f"two steps in one process ({device.type}, {alone.precision}): {'; '.join(taken.lines)}")
     print(f"at most {taken.peak_bytes / GIB:.2f} GiB {'on the GPU' if device.type == 'cuda' else 'of memory'} in this process")
     print("dry run: nothing was written")
@@ -86,11 +98,8 @@ def _for_one_process(settings: Settings) -> tuple[Settings, list[str]]:
 
 
 def _states_of(settings: Settings, model: Any, num_parameters: int) -> list[States]:
-    world_size = settings.world.size
-    at_most = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or USUAL_GPUS_PER_HOST)
-    # Of 12 processes at most 8 a host, 6 are on each of two.
-    per_host = max(number for number in range(1, at_most + 1) if world_size % number == 0)
-    return model_states(num_parameters, largest_layer(model), per_host, world_size // per_host, settings.precision)
+    per_host, hosts = hosts_of(settings)
+    return model_states(num_parameters, largest_layer(model), per_host, hosts, settings.precision)
 
 
 @dataclass(frozen=True)
@@ -98,21 +107,19 @@ class Taken:
     """What the two steps gave."""
 
     lines: list[str]
-    activation_bytes: int
-    """Of one micro-batch."""
+    workload: Workload
+    """Shapes of a micro-batch."""
     peak_bytes: int
 
 
 def _take_steps(settings: Settings, engine: Any, data: TrainingData, device: torch.device) -> Taken:
     turn_ids = not settings.arguments.no_token_id
-    lines, activation_bytes = [], 0
+    lines: list[str] = []
+    workload = None
     for number in range(1, STEPS + 1):
         step, warnings = data.next_step()
         lines += warnings
-        if number == 1:
-            with activations_measured(engine.module) as saved:
-                engine.module(**to_tensors(step.micro_batches[0], device, turn_ids))
-            activation_bytes = saved.total
+        workload = workload or workload_of(step)
         started = time.perf_counter()
         result = train_step(engine, step, device, turn_ids)
         seconds = time.perf_counter() - started
@@ -120,27 +127,59 @@ def _take_steps(settings: Settings, engine: Any, data: TrainingData, device: tor
             f"step {number} loss {result.loss:.4f}, {seconds:.2f} s, {step.num_tokens / seconds:,.0f} tokens/s"
             + ("" if result.applied else ", update left out (the gradient is not finite)")
         )
-    return Taken(lines, activation_bytes, peak_of_this_process(device))
+    assert workload is not None
+    return Taken(lines, workload, peak_of_this_process(device))
 
 
-def memory_table(states: list[States], activations: int, settings: Settings) -> str:
-    """Return what each ZeRO stage needs, a line each, with the activations of a micro-batch."""
-    world, batch = settings.world.size, settings.batch
+def _traced(settings: Settings, planning: Planning, workload: Workload) -> Trace | None:
+    try:
+        return trace_of(settings, planning, workload)
+    except (
+        Exception
+    ) as error:  # of a model whose code asks for numbers, which the device has none of; what it raises is its own matter
+        said = (str(error).splitlines() or [""])[0][:200]
+        print(
+            f"this model does not run on PyTorch's device meta ({type(error).__name__}: {said}), so its activations are not counted"
+        )
+        return None
+
+
+def memory_on_gpu(state: States, traced: Trace | None, settings: Settings, planning: Planning) -> int:
+    """Return the bytes that a run needs on each GPU: states, its micro-batch at its peak, ZeRO's buffers, and CUDA's own."""
+    layout = replace(layout_of(settings, planning), stage=state.stage)
+    return int(state.device + (traced.peak if traced else 0) + buffer_bytes(layout) + CONTEXT)
+
+
+def memory_table(states: list[States], traced: Trace | None, settings: Settings, planning: Planning) -> str:
+    """Return what each ZeRO stage needs, a line each, with the memory of a micro-batch, ZeRO's buffers, and CUDA."""
+    world, peak = settings.world.size, traced.peak if traced else 0
     width = max(len(state.name) for state in states)
     head = (
         f"memory with {world:,} GPU{'s' * (world != 1)} in {settings.precision}, GiB (weights, gradients and optimizer as DeepSpeed "
-        f"estimates them; activations of {batch.micro} rows of {settings.row_length} as measured: {activations / GIB:.2f})"
+        f"estimates them; {_micro_batch(traced, settings, planning)}; {CONTEXT / GIB:.1f} are for CUDA and NCCL)"
     )
-    lines = [head, f"  {'':<{width}}  {'each GPU':>9}  {'+ activations':>14}  {'each host':>10}"]
+    lines = [head, f"  {'':<{width}}  {'each GPU':>9}  {'+ micro-batch':>14}  {'+ buffers, CUDA':>16}  {'each host':>10}"]
     for state in states:
-        alone, both, host = (number / GIB for number in (state.device, state.device + activations, state.host))
+        whole = memory_on_gpu(state, traced, settings, planning)
+        alone, both, full, host = (number / GIB for number in (state.device, state.device + peak, whole, state.host))
         mark = " <- this run" if _is_this_run(state, settings) else ""
-        lines.append(f"  {state.name:<{width}}  {alone:>9.2f}  {both:>14.2f}  {host:>10.2f}{mark}")
+        lines.append(f"  {state.name:<{width}}  {alone:>9.2f}  {both:>14.2f}  {full:>16.2f}  {host:>10.2f}{mark}")
     if "nvme" in offload_devices(settings.deepspeed):
         lines.append("  (what this run keeps on its NVMe disk takes no memory of the host but for buffers)")
     if not any(_is_this_run(state, settings) for state in states):
         lines.append("  (for this run's ZeRO stage with its offload in this precision there is no estimate)")
     return "\n".join(lines)
+
+
+def _micro_batch(traced: Trace | None, settings: Settings, planning: Planning) -> str:
+    """Say what a micro-batch's memory is."""
+    if traced is None:
+        return "what a micro-batch needs is not counted"
+    device = planning.gpu.name if planning.gpu else "a GPU of compute capability {}.{}".format(*planning.capability)
+    return (
+        f"{settings.batch.micro} rows of {settings.row_length} on {device} with {HOW[planning.planned.isolation]}, by the shapes of all "
+        f"tensors: {traced.kept.total() / GIB:.2f} kept for the backward pass, {traced.peak / GIB:.2f} at most"
+    )
 
 
 def _is_this_run(state: States, settings: Settings) -> bool:

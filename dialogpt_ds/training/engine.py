@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dialogpt_ds.model.activation import recompute_activations
 from dialogpt_ds.model.arithmetic import DTYPES
 from dialogpt_ds.model.head import compile_loss
 from dialogpt_ds.model.loss import TargetLoss, to_tensors
@@ -61,8 +62,8 @@ def _compile_loss(settings: Settings, loss: TargetLoss) -> None:
     from deepspeed.accelerator import get_accelerator
 
     device = torch.device(get_accelerator().current_device_name())
-    if device.type != "cuda" or not loss.head_is_linear:
-        return
+    if device.type != "cuda" or not loss.head_is_linear or settings.arguments.deterministic:
+        return  # which of several equal kernels is the fastest is measured anew in each process
     vocabulary = loss.model.get_output_embeddings().weight.shape[0]
     problem = compile_loss(device, vocabulary, DTYPES[settings.precision])
     if problem and settings.world.is_first:
@@ -71,13 +72,6 @@ def _compile_loss(settings: Settings, loss: TargetLoss) -> None:
             "are needed for it (on Debian, apt-get install gcc)",
             file=sys.stderr,
         )
-
-
-def recompute_activations(model: Any) -> None:
-    """Let each layer keep its input alone for the backward pass (Chen et al. 2016)."""
-    # transformers 5.24 has renamed it.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def take_up_schedule(engine: Any, settings: Settings) -> None:

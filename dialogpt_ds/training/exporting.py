@@ -6,40 +6,47 @@ from typing import Any
 
 import torch
 
-from dialogpt_ds.errors import RunError
 from dialogpt_ds.export.card import model_card
-from dialogpt_ds.export.folder import FOLDER, gather_weights, probe, write_export
+from dialogpt_ds.export.folder import FOLDER, Probe, gather_weights, probe, write_export
 from dialogpt_ds.order.mixture import MixturePosition
-from dialogpt_ds.training.agreement import all_reports
+from dialogpt_ds.training.lone_work import Tell, first_works
 from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.saver import Saver
 
 
-def export_model(engine: Any, saver: Saver, state: ProgressState, position: MixturePosition, device: torch.device) -> Path:
-    """Write output_dir/model in the training precision; returns where. Collective: every rank must call.
+def export_model(
+    engine: Any, saver: Saver, state: ProgressState, position: MixturePosition, device: torch.device
+) -> tuple[Path, list[str]]:
+    """Write output_dir/model in the training precision; returns where, and warnings. Collective: every rank must call.
 
     Raises:
         RunError: on all ranks, where it can't be written, or loads back differently.
     """
     settings = saver.settings
-    output = settings.output_dir
+    folder = settings.output_dir / FOLDER
     weights = gather_weights(engine, settings.zero_stage, keep=settings.world.is_first)
-    live = probe(engine.module.model, device)
-    failure = None
-    if settings.world.is_first:
-        description = output / f"unfinished-{FOLDER}-description"
+    live, warnings = _ask(engine.module.model, device, together=settings.zero_stage == 3 and settings.world.size > 1)
+
+    def export(tell: Tell) -> str | None:
+        description = folder.with_name(f"unfinished-{FOLDER}-description")
         try:
             saver.write_description(description)
             summary = saver.summary(state, position)
             card = model_card(summary.run, summary.step)
-            write_export(weights, live, description / FOLDER, output / FOLDER, card, summary.step)
-        except OSError as error:
-            failure = f"the model can't be exported to {output / FOLDER}: {error}"
-        except RunError as error:
-            failure = str(error)
+            return write_export(weights, live, description / FOLDER, folder, card, summary.step, tell)
         finally:
             shutil.rmtree(description, ignore_errors=True)
-    failures = all_reports(failure, device)
-    if failures:
-        raise RunError(failures[0])
-    return output / FOLDER
+
+    warning = first_works(export, f"exporting the model to {folder}", settings.world, saver.watch, device)
+    return folder, [*warnings, *([warning] if warning else [])]
+
+
+def _ask(model: Any, device: torch.device, together: bool) -> tuple[Probe | None, list[str]]:
+    """Return what the live model says, or nothing and why: a finished run does not end for want of memory."""
+    try:
+        return probe(model, device), []
+    except Exception as error:
+        if together:
+            raise  # the others wait in a collective, so there is no going on
+        torch.cuda.empty_cache()  # nothing without a GPU
+        return None, [f"warning: the export is not compared with the model in training, which gave no logits: {error!r}"]

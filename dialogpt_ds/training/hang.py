@@ -24,6 +24,8 @@ class HangWatch:
         self._rank, self._timeout = rank, timeout
         self._doing, self._since = "starting", time.monotonic()
         self._ended = threading.Event()
+        self._stderr = sys.stderr
+        """Kept: a library's chatter may be caught at the moment when this has to speak."""
 
     def __enter__(self) -> "HangWatch":
         faulthandler.register(signal.SIGUSR2, all_threads=True)  # kill -USR2 shows where a rank is, which goes on
@@ -42,7 +44,7 @@ class HangWatch:
         self._doing, self._since = doing, time.monotonic()
         if self._timeout and not self._ended.is_set():
             # Runs outside of Python, so it ends also a rank in which no thread of Python's gets its turn; it writes to stderr.
-            faulthandler.dump_traceback_later(self._timeout + 2 * GRACE_SECONDS, exit=True)
+            faulthandler.dump_traceback_later(self._timeout + 2 * GRACE_SECONDS, exit=True, file=self._stderr)
 
     def _watch(self) -> None:
         while not self._ended.wait(min(self._timeout / 4, 1.0)):
@@ -59,10 +61,22 @@ class HangWatch:
             file.write(f"{say}\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
+            file.write(_collectives())
         hint = (
             "; the rank whose main thread is not in a collective is the one that hangs. The last complete checkpoint is kept: the same "
             "command goes on from it."
         )
-        print(f"run failed: {say}{hint if self._rank == 0 else ''}", file=sys.stderr, flush=True)
+        print(f"run failed: {say}{hint if self._rank == 0 else ''}", file=self._stderr, flush=True)
         time.sleep(GRACE_SECONDS)
         os._exit(EXIT_RUN_FAILED)
+
+
+def _collectives() -> str:
+    """Return what NCCL's flight recorder knows of the collectives that have not ended; nothing where there is none."""
+    try:
+        from torch._C import _distributed_c10d
+
+        record = _distributed_c10d._dump_nccl_trace_json(includeCollectives=True, onlyActive=True)  # type: ignore[attr-defined]
+    except Exception:  # a build without NCCL, or another version's recorder; the report goes on without
+        return ""
+    return f"collectives of NCCL that have not ended: {record.decode(errors='replace')}\n"

@@ -1,7 +1,5 @@
-"""What a run needs of memory: model states by ZeRO stage, and activations as they are measured."""
+"""What a run needs of memory for the model's states, by ZeRO stage."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +18,11 @@ class States:
     """On each GPU."""
     host: int
     """In each host's memory, all of its processes together."""
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage."""
+        return int(self.name.removeprefix("ZeRO-")[0])
 
 
 def layout_name(stage: int, optimizer_offloaded: bool = False, weights_offloaded: bool = False) -> str:
@@ -74,44 +77,6 @@ def model_states(num_parameters: int, largest_layer: int, gpus_per_host: int, ho
 def largest_layer(model: torch.nn.Module) -> int:
     """Return the parameters of the module that has most of its own."""
     return max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules())
-
-
-def parts_here(parameters: Iterable[torch.nn.Parameter]) -> Iterator[torch.Tensor]:
-    """Yield what this rank holds of parameters: whole ones, and the parts that ZeRO-3 keeps of those that are not gathered."""
-    for parameter in parameters:
-        yield parameter.data
-        part = getattr(parameter, "ds_tensor", None)
-        if part is not None:
-            yield part
-
-
-class SavedBytes:
-    """Bytes that a forward pass keeps for its backward pass."""
-
-    def __init__(self) -> None:
-        self.total = 0
-
-
-@contextmanager
-def activations_measured(module: torch.nn.Module) -> Iterator[SavedBytes]:
-    """Count, in forward passes inside of the block, what autograd saves that is neither a weight nor counted already."""
-    parameters = list(module.parameters())
-    seen: set[int] = set()
-    saved = SavedBytes()
-
-    def weights() -> set[int]:
-        # Asked each time: ZeRO-3 gives a parameter other memory while it is gathered.
-        return {part.untyped_storage().data_ptr() for part in parts_here(parameters)}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in seen and place not in weights():
-            seen.add(place)
-            saved.total += tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield saved
 
 
 def peak_of_this_process(device: torch.device) -> int:

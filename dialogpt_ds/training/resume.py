@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from dialogpt_ds.checkpoints.folder import DAMAGED, CheckpointFolder, DamagedCheckpointError, Summary, difference
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.files import appears
+from dialogpt_ds.files import appears, rename_problem
 from dialogpt_ds.order.mixture import MixturePosition, order_differences, position_from_state
 from dialogpt_ds.training.agreement import all_gathered, all_reports, from_first
 from dialogpt_ds.training.settings import Settings
@@ -57,6 +57,21 @@ def lock_output(settings: Settings) -> FileLock:
     return lock
 
 
+def check_renames(settings: Settings) -> None:
+    """Refuse an output_dir in which no checkpoint could be saved, now rather than after save_step steps. Collective: every rank must call.
+
+    Raises:
+        UserError: on every rank.
+    """
+    problem = from_first(rename_problem(settings.output_dir) if settings.world.is_first else "")
+    if problem:
+        raise UserError(
+            f"--output_dir {settings.output_dir}: {problem}. A checkpoint is written and flushed there, and gets its name by the rename of "
+            "its folder once it is whole, so none could be saved. Name a folder on a local disk, NFS or Lustre; a mounted bucket (s3fs, "
+            "gcsfuse, Mountpoint for S3) is for copies of it"
+        )
+
+
 def check_shared(settings: Settings) -> None:
     """Refuse an output_dir that is not one place for all ranks. Collective: every rank must call.
 
@@ -78,7 +93,7 @@ def check_shared(settings: Settings) -> None:
         raise UserError(
             f"--output_dir {settings.output_dir} is not one folder for all processes: what rank 0 writes on {seen[0][0]} is not seen "
             f"by rank {', '.join(str(rank) for rank, _ in blind)} on {', '.join(hosts)}. A checkpoint would be scattered over the nodes' "
-            "own disks. Name a folder on a disk that all nodes share (NFS, Lustre, a mounted bucket), under the same path on each."
+            "own disks. Name a folder on a disk that all nodes share (NFS, Lustre), under the same path on each."
         )
 
 

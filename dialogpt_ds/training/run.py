@@ -126,7 +126,9 @@ class TrainingRun:
         replace_text(settings.output_dir / "ds_config.json", json.dumps(without_secrets(settings.deepspeed), indent=2) + "\n")
         self.recorder = Recorder(settings, state, lambda: run_facts(settings, self.num_parameters, self.peak))
         state.wandb_id = self.recorder.wandb.run_id
-        self.recorder.say(start_table(settings, self.num_parameters, self.recorder.wandb.mode_text, state.global_step, self.peak))
+        attention = self.engine.module.model.config._attn_implementation
+        wandb_mode = self.recorder.wandb.mode_text
+        self.recorder.say(start_table(settings, self.num_parameters, attention, wandb_mode, state.global_step, self.peak))
         for note in self.notes:
             self.recorder.say(note)
         folder = self.saver.folder
@@ -296,7 +298,10 @@ class TrainingRun:
     def _finish(self) -> None:
         """Export the model, and put together where everything is."""
         self.watch.beat("exporting the model")
-        self.exported = export_model(self.engine, self.saver, self.state, self.data.position, self.device)
+        self.exported, exporting = export_model(self.engine, self.saver, self.state, self.data.position, self.device)
+        if self.recorder is not None:
+            for warning in exporting:
+                self.recorder.say(warning)
         step = self.state.global_step
         warnings = {
             "updates left out": self.engine.skipped_steps,

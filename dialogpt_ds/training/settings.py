@@ -35,8 +35,8 @@ from dialogpt_ds.training.world import World
 
 DEFAULT_CLIPPING = 1.0
 BUILT_IN = "built-in ZeRO-1"
-BUCKET = 100_000_000
-"""Numbers that are reduced at a time, as in ds_configs/; DeepSpeed's own default takes 2 GB for them in fp32."""
+BUCKET = 25_000_000
+"""Numbers that are reduced at a time, as in ds_configs/, whose README says why; DeepSpeed's own default takes 2 GB for them in fp32."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,17 @@ class Settings:
 
         What belongs to this start of the run alone is left out, so that `--config run_config.yaml` repeats it.
         """
-        of_this_start = ("resume", "continue_from", "changed_order", "local_rank", "print_config", "plot_schedule", "dry_run")
+        of_this_start = (
+            "resume",
+            "continue_from",
+            "changed_order",
+            "local_rank",
+            "print_config",
+            "plot_schedule",
+            "dry_run",
+            "gpu",
+            "link",
+        )
         return {name: value for name, value in asdict(self.arguments).items() if name not in of_this_start} | {
             "max_seq_length": self.row_length,
             "train_batch_size": self.batch.micro * self.batch.accumulation,
@@ -287,8 +297,19 @@ def _check_numbers(arguments: TrainingArguments) -> None:
         problems.append(f"--dropout {arguments.dropout} is no probability: give 0 to below 1")
     if not 0 < arguments.warmup_proportion < 1:
         problems.append(f"--warmup_proportion {arguments.warmup_proportion} must lie between 0 and 1")
+    if arguments.deterministic:
+        for option, excluded in (("--torch_compile", arguments.torch_compile), ("--attention flash_attention_2",
+                                 arguments.attention == "flash_attention_2")):  # fmt: skip
+            if excluded:
+                problems.append(
+                    f"--deterministic excludes {option}, whose kernels may add in another order each time: leave one out"
+                )
     if not arguments.train_input_file:
         problems.append("--train_input_file is missing: name a shard directory (preprocess/make_shards.py makes one)")
+    if (arguments.gpu or arguments.link != "auto") and not (arguments.gpu and arguments.dry_run):
+        problems.append(
+            "--gpu and --link are for a dry run on GPUs that need not be here: give --dry_run --gpu NAME, or leave them out"
+        )
     if not arguments.eval_input_file and not arguments.skip_eval:
         problems.append("--eval_input_file is missing: name a shard directory, or give --skip_eval")
     if problems:
@@ -306,7 +327,8 @@ def deepspeed_config_of(arguments: TrainingArguments) -> tuple[dict[str, Any], l
         if "fp16" not in config and "bf16" not in config:
             notes.append("no precision in it")
     else:
-        config = {"zero_optimization": {"stage": 1, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}}
+        zero = {"stage": 1, "overlap_comm": True, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+        config = {"zero_optimization": zero}
     # It waits for the device twice in every micro-batch; the trainer has clocks of its own, which don't.
     config.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
     if config.get("gradient_clipping") is None:

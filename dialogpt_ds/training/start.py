@@ -11,8 +11,9 @@ from dialogpt_ds.checkpoints.universal import convert
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.files import sha256_of_json
 from dialogpt_ds.launching.code import code_sha256, versions
-from dialogpt_ds.training.agreement import all_reports, different_from_first, from_first
+from dialogpt_ds.training.agreement import different_from_first
 from dialogpt_ds.training.hang import HangWatch
+from dialogpt_ds.training.lone_work import Tell, first_works
 from dialogpt_ds.training.resume import Choice, choose
 from dialogpt_ds.training.settings import Settings
 
@@ -34,12 +35,11 @@ def begin(settings: Settings, watch: HangWatch, device: torch.device) -> Beginni
 
     Raises:
         UserError: on every rank; see choose().
-        RunError: on every rank; they were not given the same run, or the checkpoint can't be converted.
+        RunError: on every rank; they were not given the same run, the folder can't be put in order, or the checkpoint can't be converted.
     """
     folder = CheckpointFolder(settings.output_dir)
     notes: list[str] = []
-    if settings.world.is_first:
-        folder.clean()
+    first_works(folder.clean, "removing what an earlier process left unfinished", settings.world, watch, device)
     watch.beat("checking the checkpoints")
     choice = choose(settings, device, notes.append)
     check_same_run(settings, choice)
@@ -57,17 +57,12 @@ def begin(settings: Settings, watch: HangWatch, device: torch.device) -> Beginni
 
 def _converted(settings: Settings, folder: CheckpointFolder, choice: Choice, watch: HangWatch, device: torch.device) -> Path:
     """Return the folder of the conversion, which rank 0 makes while the others wait; it alone holds the lock of output_dir."""
-    path, failure = None, None
-    if settings.world.is_first:
-        try:
-            path = convert(folder, choice.summary, lambda line: print(line, flush=True), watch.beat)
-        except OSError as error:
-            failure = f"checkpoint {folder.path(choice.step)} can't be converted for this run: {error}"
-    watch.beat("waiting for the conversion of the checkpoint")
-    failures = all_reports(failure, device)
-    if failures:
-        raise RunError(failures[0])
-    return from_first(path)
+
+    def conversion(tell: Tell) -> Path:
+        return convert(folder, choice.summary, lambda line: print(line, flush=True), tell)
+
+    doing = f"converting checkpoint {folder.path(choice.step)} for this run"
+    return first_works(conversion, doing, settings.world, watch, device)
 
 
 def check_same_run(settings: Settings, choice: Choice | None) -> None:

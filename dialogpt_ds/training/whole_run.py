@@ -7,7 +7,7 @@ from dialogpt_ds.training.agreement import all_gathered
 from dialogpt_ds.training.contact import HostContact
 from dialogpt_ds.training.ending import end_alone
 from dialogpt_ds.training.hang import HangWatch
-from dialogpt_ds.training.resume import check_shared
+from dialogpt_ds.training.resume import check_renames, check_shared
 from dialogpt_ds.training.run import TrainingRun
 from dialogpt_ds.training.settings import Settings, model_of
 from dialogpt_ds.training.stopping import StopRequests
@@ -41,6 +41,7 @@ def train(settings: Settings) -> int:
         HostContact(settings.world, settings.arguments.contact_timeout) as contact,
     ):
         try:
+            check_renames(settings)
             check_shared(settings)
             notes = contact.connect()
             run = TrainingRun(settings, requests, watch, model, device)

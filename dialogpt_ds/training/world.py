@@ -14,8 +14,11 @@ from typing import Any
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.launching.launcher import check_hostfile
 from dialogpt_ds.launching.meeting import Meeting, meeting_place, name_interface
+from dialogpt_ds.launching.op_folder import use_own_folder
 from dialogpt_ds.launching.op_locks import release_stale_locks
 from dialogpt_ds.launching.processes import only_gpu
+from dialogpt_ds.process import device_of_run
+from dialogpt_ds.training.cores import share_cores
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt(3), from its malloc.h."""
@@ -88,24 +91,43 @@ def prepare_environment(world: World) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The number of targets changes from step to step: blocks of the old sizes would fill a small card up in some hundred steps.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    # Collectives that NCCL's flight recorder keeps, for the report of a hang.
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    use_own_folder()
 
 
-def prepare_cpu(world: World) -> None:
-    """Make training on a CPU fast: cores shared out among the host's ranks, and freed memory kept for the next step.
+def prepare_cpu(world: World, offloads: bool = False) -> None:
+    """Make what is computed on the CPU fast: cores shared out among the host's ranks, and freed memory kept for the next step.
 
     glibc gives every large block back to the system when it is freed, so each step pays for new, zeroed pages: half the time of the
     loss's backward pass on a small model (M_MMAP_MAX 0 and no trimming; see mallopt(3)). Other C libraries are left alone.
-    """
-    import torch
 
-    if torch.accelerator.is_available():
-        return
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here(world), 1))
+    Args:
+        world: this process among all.
+        offloads: whether a run on GPUs has its optimizer on the host.
+    """
+    on_cpu = device_of_run() == "cpu"
+    if on_cpu or offloads:
+        told = share_cores(ranks_here(world))
+        if told and world.local_rank == 0:
+            print(told, file=sys.stderr)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if on_cpu and mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def compute_deterministically() -> None:
+    """Let a GPU compute the same bits each time; before it is used. Slower: attention's backward pass does not add by atomics then."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # of cuBLAS's guide; read when its first handle is made
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cuda.enable_cudnn_sdp(False)  # PyTorch has no deterministic backward pass by cuDNN
 
 
 def free_port() -> int:
@@ -139,7 +161,7 @@ def join_world(world: World, verbose: bool = False, hang_timeout: float = 0) -> 
     name_interface()
     for lock in release_stale_locks():
         print(f"removed {lock}, which a process that was killed has left behind", file=sys.stderr)
-    if world.size > 1 and accelerator.device_name() == "cpu":
+    if accelerator.device_name() == "cpu":
         # Built on first use, which can take a minute: nobody should think then that ranks are missing.
         with nullcontext() if verbose else redirect_stdout(io.StringIO()):
             accelerator.create_op_builder("ShareMemCommBuilder").load()

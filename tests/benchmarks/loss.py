@@ -76,9 +76,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     from torch.nn import functional
 
     from dialogpt_ds.model.loss import TargetLoss, to_tensors
+    from dialogpt_ds.model.saved_bytes import activations_measured
     from dialogpt_ds.order.batches import IGNORED_LABEL, Share, rank_step
     from dialogpt_ds.order.mixture import MixturePosition
-    from dialogpt_ds.training.memory import activations_measured
 
     ground = prepare(arguments.shards, arguments.model, arguments.length, arguments.precision)
     device, model = ground.device, ground.model.to(ground.device, ground.dtype)

@@ -69,14 +69,12 @@ def main() -> None:
 
 
 def usual_precision() -> str:
-    """bf16 where the hardware has it, else fp32: a CPU without bf16 instructions computes in it a hundred times slower."""
-    import torch
-
+    """bf16 where it is fast, else fp16 on a GPU and fp32 on a CPU."""
     from dialogpt_ds.process import bf16_is_fast
 
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if bf16_is_fast() else "fp32"
+    if bf16_is_fast():
+        return "bf16"
+    return "fp16" if usual_device() == "cuda" else "fp32"
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -200,10 +198,8 @@ def peer(arguments: argparse.Namespace, model: str, length: int) -> Figures:
     command += ["--warmup", str(WARMUP), "--batch", str(arguments.rows), "--max_len", str(length)]
     output, peak = run_measured([*command, "--layers", str(PRESETS[model].layers)])
     said = json.loads(output.strip().splitlines()[-1])
-    import torch
-
     # Of a GPU's memory the peer says nothing.
-    return Figures(said["real_tokens_per_second"], None, said["padding_share"], math.nan if torch.cuda.is_available() else peak)
+    return Figures(said["real_tokens_per_second"], None, said["padding_share"], math.nan if usual_device() == "cuda" else peak)
 
 
 @dataclass(frozen=True)
@@ -245,9 +241,9 @@ def prepare(shards: str, model: str, length: int, precision: str) -> Ground:
 
 def usual_device() -> str:
     """Return where this machine computes."""
-    import torch
+    from dialogpt_ds.process import device_of_run
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return device_of_run()
 
 
 def bare_loop(arguments: argparse.Namespace) -> dict[str, float]:

@@ -30,6 +30,10 @@ def fp16_from(power: int) -> dict[str, Any]:
     return {"fp16": {"initial_scale_power": power, "hysteresis": 1}}
 
 
+def num_files(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
 def loss_scales_of(output: Path) -> set[float]:
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return {m["loss_scale"] for m in metrics if "loss" in m}
@@ -122,6 +126,43 @@ def test_another_precision_goes_on_from_the_fp32_weights(small_world: SmallWorld
     assert losses_of(tmp_path / "changing") == pytest.approx(losses_of(tmp_path / "whole"), abs=2e-3)
 
 
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+def test_gradients_summed_in_fp32_go_on_in_the_same_and_in_any_other_layout(
+    small_world: SmallWorld, pools: Pools, tmp_path: Path, precision: str
+) -> None:
+    """At stage 1 in bf16 DeepSpeed takes another optimizer for it, with files of its own."""
+    summed = {"data_types": {"grad_accum_dtype": "fp32"}} | fp16_from(14)
+    (tmp_path / "plain").mkdir()
+    runs = Runs(small_world, tmp_path, precision, pools, **summed)
+    plain = Runs(small_world, tmp_path / "plain", precision, pools, **fp16_from(14))
+    two = ("--gradient_accumulation_steps", "2")
+    plain.run(tmp_path / "expected", 1, 2, WHOLE, *two)
+    expected = pytest.approx(losses_of(tmp_path / "expected"), abs=1e-3)
+    for stage in (1, 2, 3):
+        runs.run(tmp_path / f"whole-{stage}", stage, 2, WHOLE, *two)
+        assert losses_of(tmp_path / f"whole-{stage}") == expected, stage
+        for steps in (HALF, WHOLE):
+            runs.run(tmp_path / f"halved-{stage}", stage, 2, steps, *two)
+        assert losses_of(tmp_path / f"halved-{stage}") == losses_of(tmp_path / f"whole-{stage}"), stage
+        assert weights_of(tmp_path / f"halved-{stage}") == weights_of(tmp_path / f"whole-{stage}"), stage
+    for first, source, second, target in ((runs, 1, runs, 3), (runs, 3, runs, 1), (plain, 2, runs, 1), (runs, 1, plain, 2)):
+        output = tmp_path / f"{source}-{target}-{first is runs}-{second is runs}"
+        first.run(output, source, 2, HALF, *two)
+        second.run(output, target, 1, WHOLE, *two)
+        assert losses_of(output) == expected, output.name
+
+
+def test_gradients_reduced_while_others_are_computed_are_the_same(small_world: SmallWorld, pools: Pools, tmp_path: Path) -> None:
+    """Small buckets, of which several are full before the last gradient is there."""
+    found = []
+    for overlap in (False, True):
+        zero = {"stage": 1, "overlap_comm": overlap, "reduce_bucket_size": 5_000, "allgather_bucket_size": 5_000}
+        runs = Runs(small_world, tmp_path, "fp32", pools, zero_optimization=zero)
+        runs.run(tmp_path / f"overlap-{overlap}", 1, 2, WHOLE, "--gradient_accumulation_steps", "2")
+        found.append((losses_of(tmp_path / f"overlap-{overlap}"), weights_of(tmp_path / f"overlap-{overlap}")))
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 def test_offloading_the_optimizer_on_the_way(small_world: SmallWorld, pools: Pools, tmp_path: Path) -> None:
     plain = Runs(small_world, tmp_path, "bf16", pools)
@@ -143,14 +184,20 @@ def test_a_conversion_is_made_once_and_anew_where_it_is_damaged(small_world: Sma
     folder = CheckpointFolder(tmp_path / "out")
     summary = Summary.read(folder.path(HALF))
     said: list[str] = []
+    told: list[str] = []
 
     def converted() -> tuple[Path, float, list[str]]:
         said.clear()
-        path = convert(folder, summary, said.append, lambda doing: None)
+        path = convert(folder, summary, said.append, told.append)
         return path, (path / "universal.json").stat().st_mtime_ns, list(said)
 
     path, first, words = converted()
     assert words == [f"converting {folder.path(HALF)} into DeepSpeed's universal format, once"]
+    assert [told[0], told[-1]] == [
+        f"converting {folder.path(HALF)}: 1 files so far",
+        f"reading the conversion of {folder.path(HALF)} for its checksums: {num_files(path) - 1:,} files so far",
+    ]
+    assert not (path / "tmp").exists()
     assert converted() == (path, first, [])
     tensor = next(path.glob("zero/*/exp_avg.pt"))
     content = bytearray(tensor.read_bytes())

@@ -363,3 +363,31 @@ def test_a_key_in_the_configuration_would_be_in_every_checkpoint() -> None:
     assert "comet.api_key" in problem
     assert "abc" not in problem
     assert "COMET_API_KEY in the environment" in the_problem({"comet": {"api_key": "abc"}})
+
+
+@pytest.mark.parametrize(
+    ("half", "summed_in", "stage", "good"),
+    [
+        ("bf16", "fp32", 1, True),
+        ("bf16", "fp32", 3, True),
+        ("fp16", "fp32", 2, True),
+        ("bf16", "bf16", 0, True),
+        ("bf16", None, 0, True),
+        ("bf16", "fp32", 0, False),
+        ("fp16", "bf16", 2, False),
+        (None, "fp16", 1, False),
+    ],
+)
+def test_gradients_are_summed_in_the_runs_precision_or_in_fp32_where_deepspeed_can(
+    half: str | None, summed_in: str | None, stage: int, good: bool
+) -> None:
+    config = {"zero_optimization": {"stage": stage}, "data_types": {"grad_accum_dtype": summed_in}}
+    if half:
+        config[half] = {"enabled": True}
+    if good:
+        check_deepspeed_config(config, "c.json")
+        return
+    with pytest.raises(
+        UserError, match=rf'data_types.grad_accum_dtype is "{summed_in}" in {half or "fp32"} with ZeRO stage {stage}; '
+    ):
+        check_deepspeed_config(config, "c.json")

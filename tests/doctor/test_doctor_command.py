@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dialogpt_ds.launching.op_folder import op_folder
 from dialogpt_ds.training.world import free_port
 from tests.conftest import ROOT
 from tests.doctor.other_host import Examined, Keys, examine
@@ -38,7 +39,10 @@ def test_a_good_set_up_ends_with_0_and_a_line_for_each_check(good: Examined) -> 
 
 def test_a_good_set_up_says_what_it_found(good: Examined) -> None:
     assert "torch 2." in good.found("ok", "versions")
-    assert "this run needs deepspeed_shm_comm (ranks on a CPU exchange data through shared memory" in good.found("ok", "ops")
+    assert "this run needs deepspeed_shm_comm (ranks on a CPU exchange data through shared memory; built " in good.found(
+        "ok", "ops"
+    )
+    assert f", in {op_folder()})" in good.found("ok", "ops")
     assert "2 processes x 2 micro-batches of 4 = 16 rows a step" in good.found("ok", "batch")
     assert "rows of 64" in good.found("ok", "data")
     assert "weights, gradients and optimizer take " in good.found("ok", "fit")

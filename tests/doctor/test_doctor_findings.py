@@ -135,6 +135,16 @@ def test_an_operation_for_gpus_needs_cudas_compiler_of_the_same_version() -> Non
     assert levels(ops.op_findings([("", node(nvcc="", ops_built=["fused_lamb"]))], lamb)) == ["ok"]
 
 
+def test_the_folder_of_operations_that_deepspeed_was_not_installed_with_is_told() -> None:
+    lamb = {"optimizer": {"type": "Lamb"}}
+    for changes, words in (
+        ({}, "Lamb; built on first use, in /home/ops)"),
+        ({"ops_in_folder": ["fused_lamb"]}, "Lamb; built before, in /home/ops)"),
+        ({"ops_built": ["fused_lamb"]}, "Lamb; built)"),
+    ):
+        assert words in only(ops.op_findings([("", node(ops_folder="/home/ops", **changes))], lamb)).text
+
+
 @pytest.mark.parametrize(("free", "level"), [(0.9, "problem"), (3.0, "warning"), (5.5, "ok")])
 def test_room_for_one_checkpoint_is_needed_and_for_all_is_better(free: float, level: str) -> None:
     seen = [("", node(output_free=int(free * 10**9)))]

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from dialogpt_ds.doctor import hosts, launch_files, network, output_folder
+from dialogpt_ds.doctor import hosts, launch_files, machine_facts, network, output_folder
+from dialogpt_ds.doctor.facts import Request
 from dialogpt_ds.doctor.finding import by_host
 from dialogpt_ds.doctor.ssh import Done, run_for, why_not
 from dialogpt_ds.doctor.survey import Answer, MeetingPlace, Survey
 from dialogpt_ds.doctor.visit import Visit
 from dialogpt_ds.launching.hostfile import Host
 from tests.doctor.made_up import NODE, levels, node, only, pair
+from tests.helpers.append_only import append_only
 
 
 def test_hosts_that_did_not_answer_are_grouped_by_reason() -> None:
@@ -140,6 +142,18 @@ def test_an_output_dir_that_is_not_shared_is_a_problem() -> None:
     finding = only(output_folder.shared_findings(survey(Visit(sees_token=False)), Path("/out")))
     assert (finding.level, finding.text) == ("problem", "worker-2: what worker-1 writes to /out is not seen")
     assert levels(output_folder.shared_findings(survey(Visit(sees_token=True)), Path("/out"))) == ["ok"]
+
+
+def test_an_output_dir_without_renames_is_a_problem(tmp_path: Path) -> None:
+    with append_only(tmp_path / "out") as output:
+        facts = node(**machine_facts.output_folder(Request(str(tmp_path), output_dir=str(output))))
+        assert levels(findings := output_folder.output_findings([("", facts)], output, 1, 1, 1)) == ["problem"]
+        assert findings[0].text == (
+            f"{output} can't be written to as a checkpoint is: its folders can't be renamed (Operation not permitted), for --output_dir "
+            f"{output}"
+        )
+    facts = node(**machine_facts.output_folder(Request(str(tmp_path), output_dir=str(tmp_path / "to-be-made"))))
+    assert levels(output_folder.output_findings([("", facts)], tmp_path, 1, 1, 1)) == ["ok"]
 
 
 def test_lines_that_crash_the_launcher_are_a_problem_where_it_starts_several_hosts(tmp_path: Path) -> None:

@@ -121,6 +121,18 @@ def evaluation_error(world: World, argvs: list[list[str]]) -> str:
     return ""
 
 
+def renames_error(world: World, argv: list[str]) -> str:
+    """Return what is said of an output_dir that is there."""
+    from dialogpt_ds.errors import UserError
+    from dialogpt_ds.training.resume import check_renames
+
+    try:
+        check_renames(settings_of(world, argv))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def shared_disk_error(world: World, argvs: list[list[str]]) -> str:
     """Return what is said of an output_dir; each rank with its own command line."""
     from dialogpt_ds.errors import UserError

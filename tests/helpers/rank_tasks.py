@@ -10,12 +10,12 @@ from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.model.load import build_model
 from dialogpt_ds.model.loss import to_tensors
+from dialogpt_ds.model.saved_bytes import activations_measured
 from dialogpt_ds.order.batches import rank_step
 from dialogpt_ds.order.mixture import Mixture, MixturePosition
 from dialogpt_ds.order.stream import RowStream
 from dialogpt_ds.training.engine import start_engine, train_step
 from dialogpt_ds.training.evaluation import evaluate
-from dialogpt_ds.training.memory import activations_measured
 from dialogpt_ds.training.settings import Settings, prepare
 from dialogpt_ds.training.world import World
 

@@ -65,6 +65,11 @@ def arm(moment: str, step: int) -> None:
         before(evaluation, "_any_rank", die, lambda *_: next(count) == step)
     elif moment == "conversion":
         before(universal, "_reshape", die)
+    elif moment == "slow-conversion":  # of each tensor, `step` tenths of a second
+        before(universal, "_save", lambda: time.sleep(step / 10))
+    elif moment == "hanging-conversion":  # at its tensor number `step`
+        tensors = iter(range(1_000_000))
+        before(universal, "_save", hang_here, lambda *_: next(tensors) == step)
     elif moment == "nan":  # in one rank's gradient
         real = run.train_step
 

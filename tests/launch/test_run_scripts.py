@@ -35,11 +35,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def run_script(script: str, data: Path, folder: Path, gpus: int, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    script: str, data: Path, folder: Path, gpus: int, card_mib: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script on a machine with cards of so many MiB, as nvidia-smi tells of them; 0: without any."""
     launcher = folder / "bin" / "deepspeed"
     launcher.parent.mkdir()
     launcher.write_text(LAUNCHER.format(gpus=gpus, folder=folder))
-    launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR)
+    card = launcher.with_name("nvidia-smi")
+    card.write_text(f"#!/usr/bin/env bash\nprintf '%s\\n' 81559 {card_mib}\n" if card_mib else "#!/usr/bin/env bash\nexit 9\n")
+    for program in (launcher, card):
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
     environment = clean_environment() | variables | {"DATA": str(data), "OUTPUT": str(folder / "out")}
     environment["PATH"] = f"{launcher.parent}{os.pathsep}{environment['PATH']}"
     return subprocess.run(
@@ -77,6 +83,23 @@ def test_fewer_gpus_take_the_same_global_batch_in_more_pieces(data: Path, tmp_pa
     assert (arguments["model_name_or_path"], arguments["num_optim_steps"]) == ("345M", 736_000)
     numbers = [deepspeed[name] for name in ("train_batch_size", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu")]
     assert numbers == [80, 4, 10]
+
+
+@pytest.mark.parametrize(("card_mib", "accumulation"), [(16_160, 8), (24_564, 4), (40_536, 2), (81_559, 1)])
+def test_larger_cards_take_the_same_step_in_fewer_pieces(data: Path, tmp_path: Path, card_mib: int, accumulation: int) -> None:
+    done = run_script("run_762M.sh", data, tmp_path, 1, card_mib, GPUS="1")
+    assert done.returncode == 0, done.stderr
+    _, deepspeed = what_runs(done.stdout)
+    assert (deepspeed["train_batch_size"], deepspeed["gradient_accumulation_steps"]) == (40, accumulation)
+
+
+@pytest.mark.parametrize(("card_mib", "accumulation"), [(12_282, 32), (24_564, 8), (40_536, 4), (81_559, 2)])
+def test_fine_tuning_takes_larger_pieces_on_larger_cards(
+    data: Path, small_world: tuple[Path, Path], tmp_path: Path, card_mib: int, accumulation: int
+) -> None:
+    run_script("finetune_12GB.sh", data, tmp_path, 1, card_mib, MODEL=str(small_world[0]), CONFIG="ds_configs/zero1_fp16.json")
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[words.index("--gradient_accumulation_steps") + 1] == str(accumulation)
 
 
 def test_a_host_file_goes_to_the_launcher_and_its_ssh_notices_lost_links(data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from dialogpt_ds.dashboard.panels import DASHBOARD
 from dialogpt_ds.logs.metrics import METRICS, STEP
 from dialogpt_ds.logs.text_logs import EVAL_HEADER, TRAIN_HEADER
-from tests.helpers.launch import TRAIN_FP16_ON_CPU, deepspeed, python, run, torchrun
+from tests.helpers.launch import TRAIN_FP16_ON_CPU, TRAIN_ON_OLD_GPU, deepspeed, python, run, torchrun
 from tests.helpers.rank_tasks import write_deepspeed
 
 STEPS = 6
@@ -60,7 +60,8 @@ def check_metrics(output: Path) -> None:
     """Check that everything that is logged has a meaning, and that everything with a meaning is logged."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     logged = {name for row in rows for name in row}
-    not_here = {"gpu_memory_gib", "failed_saves", "loss_turn_3", "loss_turn_4_plus", "eval_loss_turn_3", "eval_loss_turn_4_plus"}
+    of_gpus = {"gpu_memory_gib", "gpu_reserved_gib", "gpu_alloc_retries"}
+    not_here = of_gpus | {"failed_saves", "loss_turn_3", "loss_turn_4_plus", "eval_loss_turn_3", "eval_loss_turn_4_plus"}
     assert logged == {STEP, *METRICS} - not_here, "no GPU, no save that failed, examples of two turns"
     on_the_dashboard = {name for section in DASHBOARD for panel in section.panels for name in panel.metrics}
     assert on_the_dashboard - not_here <= logged
@@ -168,3 +169,14 @@ def test_fp16_without_a_device_for_it_names_the_ways_out(small_world: SmallWorld
         "fp16 is on, but this device (cpu) can't compute in it. Ways out: --deepspeed_config ds_configs/cpu_bf16.json"
         in result.stderr
     )
+
+
+def test_bf16_that_a_gpu_only_emulates_is_refused_with_the_way_out(small_world: SmallWorld, tmp_path: Path) -> None:
+    argv = options(small_world, tmp_path / "out", write_deepspeed(tmp_path, 1, "bf16"))
+    result = run(python(TRAIN_ON_OLD_GPU) + argv)
+    assert result.returncode == 2, result.stderr
+    assert (
+        "error: bf16 needs compute capability 8.0, and the GPU of rank 0 (Tesla V100) has 7.0: take a fp16 configuration, such as "
+        "ds_configs/zero1_fp16.json"
+    ) in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -66,6 +66,25 @@ def test_the_interface_towards_this_host_is_no_loopback() -> None:
     assert interface_towards(own[0][1]) == own[0]
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "=eth1"}),
+        ({"NCCL_SOCKET_IFNAME": "ib0"}, {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "ib0"}),
+        ({"GLOO_SOCKET_IFNAME": "ib0"}, {"GLOO_SOCKET_IFNAME": "ib0", "NCCL_SOCKET_IFNAME": "=eth1"}),
+    ],
+)
+def test_gloo_and_nccl_are_told_the_same_interface(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], told: dict[str, str]
+) -> None:
+    from dialogpt_ds.launching import meeting
+
+    monkeypatch.setattr(meeting, "interface_towards", lambda address: ("eth1", "10.0.0.7") if address == "node07" else None)
+    monkeypatch.setattr(os, "environ", {"MASTER_ADDR": "node07"} | given)
+    name_interface()
+    assert os.environ == {"MASTER_ADDR": "node07"} | told
+
+
 def test_an_interface_that_a_person_named_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

@@ -46,10 +46,42 @@ def test_a_cpu_run_without_a_compiler_says_what_to_install(tmp_path: Path, monke
     assert problems[0].endswith("apt-get install g++")
 
 
-def test_a_rank_without_a_gpu_of_its_own_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def simulate_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, tuple[int, int]]) -> None:
+    """Let PyTorch see GPUs of these names and compute capabilities."""
     for module in (torch.cuda, torch.accelerator):
         monkeypatch.setattr(module, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: gpus[number][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: gpus[number][1])
+
+
+A100, V100, P100 = ("NVIDIA A100", (8, 0)), ("Tesla V100", (7, 0)), ("Tesla P100", (6, 0))
+
+
+def test_bf16_that_a_gpu_only_emulates_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_gpus(monkeypatch, A100, V100)
+    monkeypatch.delenv("DS_ACCELERATOR")
+    second = rank(tmp_path, rank=1, local_rank=1, precision="bf16")
+    assert launch_problems(second)[0] == [
+        "bf16 needs compute capability 8.0, and the GPU of rank 1 (Tesla V100) has 7.0: take a fp16 configuration, such as "
+        "ds_configs/zero1_fp16.json"
+    ]
+    assert launch_problems(rank(tmp_path, precision="bf16"))[0] == []
+    assert launch_problems(rank(tmp_path, rank=1, local_rank=1, precision="fp16")) == ([], [])
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert launch_problems(second)[0] == [], "not on the GPUs"
+
+
+def test_fp16_on_a_gpu_without_tensor_cores_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_gpus(monkeypatch, P100)
+    monkeypatch.delenv("DS_ACCELERATOR")
+    monkeypatch.setattr(start_checks, "SHARED_MEMORY", tmp_path)
+    problems, warnings = launch_problems(rank(tmp_path, precision="fp16"))
+    assert (problems, warnings) == ([], ["fp16 is slow below compute capability 7.0, and the GPU of rank 0 (Tesla P100) has 6.0"])
+
+
+def test_a_rank_without_a_gpu_of_its_own_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_gpus(monkeypatch, A100, A100)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     there = rank(tmp_path, rank=10, local_rank=2, ranks_here=3)
     assert launch_problems(there)[0] == [], "DS_ACCELERATOR=cpu, which the tests set: as many ranks as one likes"

@@ -42,7 +42,12 @@ def test_operations_by_hand() -> None:
         ("Tesla T4", 65),
         ("NVIDIA A10G", None),
         ("NVIDIA T400", None),
-        ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 4080", None),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA A800-SXM4-80GB", 312),
+        ("NVIDIA B200", 2_250),
     ],
 )
 def test_peaks_by_name(name: str, tera: float | None) -> None:

@@ -77,6 +77,17 @@ def test_every_way_gives_the_loss_and_gradients_of_transformers_own(make: Any, w
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("way", ["sdpa", "eager"])
+def test_under_autocast_the_mask_still_keeps_examples_apart(way: str) -> None:
+    model = gpt2()
+    model.set_attn_implementation(way)
+    loss_of = TargetLoss(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        masked = loss_of(**inputs())[0]
+        loss_of.isolation = "positions"
+        assert masked.item() == pytest.approx(loss_of(**inputs())[0].item(), rel=1e-3)
+
+
 def test_with_varlen_a_model_still_generates_as_with_its_own_attention() -> None:
     model, other = gpt2().eval(), gpt2().eval()
     attention.register_varlen()
@@ -151,7 +162,7 @@ class Card:
     """Lets PyTorch say that there is a GPU."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setenv("DS_ACCELERATOR", "cuda")
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
 
@@ -189,11 +200,9 @@ def test_auto_takes_varlen_where_it_runs(monkeypatch: pytest.MonkeyPatch, capabi
 
 
 def test_without_a_gpu_varlen_and_flash_attention_are_refused_with_the_way_out() -> None:
-    with pytest.raises(
-        UserError, match="--attention varlen: there is no NVIDIA GPU here that PyTorch can use; leave --attention out"
-    ):
+    with pytest.raises(UserError, match="--attention varlen: this run is not on an NVIDIA GPU; leave --attention out"):
         check_attention("varlen", "bf16", 0.0)
-    with pytest.raises(UserError, match="--attention flash_attention_2: there is no GPU here; leave --attention out"):
+    with pytest.raises(UserError, match="--attention flash_attention_2: this run is not on a GPU; leave --attention out"):
         check_attention("flash_attention_2", "bf16", 0.0)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dialogpt_ds.model.activation import recompute_activations
 from dialogpt_ds.model.loss import TargetLoss
-from dialogpt_ds.training.engine import recompute_activations
-from dialogpt_ds.training.memory import activations_measured, largest_layer, model_states
+from dialogpt_ds.model.saved_bytes import activations_measured
+from dialogpt_ds.training.memory import largest_layer, model_states
 from tests.conftest import ROOT
 from tests.helpers import rank_tasks
 from tests.helpers.launch import clean_environment, deepspeed, torchrun
@@ -32,8 +33,9 @@ def options_of(small_world: SmallWorld, output: Path) -> list[str]:
 
 def test_a_dry_run_says_what_sixteen_processes_would_need_and_takes_two_steps(small_world: SmallWorld, tmp_path: Path) -> None:
     options = [*options_of(small_world, tmp_path / "out"), "--expect_world_size", "16", "--train_batch_size", "2"]
-    done = train(*options, "--gradient_accumulation_steps", "1", "--dry_run")
+    done = train(*options, "--gradient_accumulation_steps", "1", "--dry_run", "--gpu", "a100 40gb")
     assert done.returncode == 0, done.stdout + done.stderr
+    check_forecast(done.stdout)
     assert "2 rows * 1 micro-batches * 16 processes = 32 rows of 64 = 2,048 tokens a step" in done.stdout
     assert re.search(r"epoch +about \d+ steps", done.stdout)
     assert "fp16: this machine has none, so the steps of the dry run are in fp32" in done.stdout
@@ -52,6 +54,26 @@ def test_a_dry_run_says_what_sixteen_processes_would_need_and_takes_two_steps(sm
     assert len(losses) == 2
     assert all(5.0 < float(loss) < 6.5 for loss in losses), "a new model's, for 257 ids"
     assert not (tmp_path / "out").exists()
+
+
+def check_forecast(printed: str) -> None:
+    """Look at what is said about 16 A100s: on two hosts, in the run's fp16, which the machine that says it has not."""
+    assert re.search(
+        r"modelled, not measured: 16 A100-40 over Ethernet of 100 Gbit/s, ZeRO-1, fp16 \(against \d+ published figures .* times",
+        printed,
+    )
+    assert re.search(r"2 rows of 64 on A100-40 with varlen attention, by the shapes of all tensors: 0\.00 kept", printed)
+    found = re.search(
+        r"  ([\d,]+) tokens/s, ([\d,]+) each GPU, MFU \d+%; a step of ([\d,.]+) ms; an epoch in (.*)\n  memory: (\d\.\d) GiB of",
+        printed,
+    )
+    assert found
+    everything, each, milliseconds = (float(number.replace(",", "")) for number in found.groups()[:3])
+    assert everything == pytest.approx(16 * each, rel=1e-3)
+    assert 0.9 * 128 <= each * milliseconds / 1e3 <= 128, "two rows of 64, nearly full"
+    parts = re.findall(r"^  [a-zA-Z ]+  +([\d.]+) ms +\d+%$", printed, re.MULTILINE)
+    assert len(parts) == 11
+    assert sum(float(part) for part in parts) == pytest.approx(milliseconds, abs=0.2)
 
 
 def test_a_dry_run_under_the_launcher_is_one_process(small_world: SmallWorld, tmp_path: Path) -> None:

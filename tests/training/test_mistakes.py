@@ -257,3 +257,35 @@ def test_the_old_name_of_bf16_is_bf16(small_world: SmallWorld, tmp_path: Path, c
     printed = capsys.readouterr().out
     assert '"bf16": {' in printed
     assert "continue_from" not in printed, "run_config.yaml repeats the run, not this start of it"
+
+
+@pytest.mark.parametrize(("option", "value"), [("torch_compile", "True"), ("attention", "flash_attention_2")])
+def test_what_may_add_in_another_order_each_time_excludes_determinism(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    argv = arguments(small_world, tmp_path, deterministic="True", **{option: value})
+    check_fails(capsys, argv, f"--deterministic excludes --{option}", "leave one out")
+
+
+def test_varlen_attention_without_a_gpu(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = arguments(small_world, tmp_path, attention="varlen")
+    check_fails(capsys, argv, "--attention varlen: this run is not on an NVIDIA GPU", "leave --attention out")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"gpu": "B200", "dry_run": "True"}, "--gpu 'B200' is none of those whose figures are known here: H100, H200, A100-40"),
+        ({"gpu": "H100"}, "--gpu and --link are for a dry run on GPUs that need not be here: give --dry_run --gpu NAME"),
+        ({"link": "pcie", "dry_run": "True"}, "--gpu and --link are for a dry run"),
+        (
+            {"gpu": "v100", "dry_run": "True"},
+            "bf16 needs compute capability 8.0, and --gpu V100 has 7.0: take a fp16 configuration",
+        ),
+        ({"gpu": "t4", "link": "nvlink", "dry_run": "True", "deepspeed_config": None}, "--link nvlink: T4 has none; give pcie"),
+    ],
+)
+def test_a_gpu_that_is_not_known_or_can_not_do_it(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, str | None], says: str
+) -> None:
+    check_fails(capsys, arguments(small_world, tmp_path, **options), says)

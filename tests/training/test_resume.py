@@ -17,7 +17,9 @@ from dialogpt_ds.training import resume
 from dialogpt_ds.training.resume import check_fits, choose, first_look, lock_output, position_to_go_on_from
 from dialogpt_ds.training.settings import Settings, prepare
 from dialogpt_ds.training.world import World
-from tests.helpers.data_tasks import shared_disk_error
+from tests.helpers.append_only import append_only
+from tests.helpers.data_tasks import renames_error, shared_disk_error
+from tests.helpers.launch import python, run
 from tests.helpers.rank_pool import RankPool
 from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.run_tasks import whole_run
@@ -221,6 +223,25 @@ def test_an_output_dir_that_is_not_shared_is_refused_on_all_ranks(
     assert "is not seen by rank 1 on" in errors[0]
     assert two_ranks.run(shared_disk_error, [argvs[0], argvs[0]]) == ["", ""]
     assert not list((tmp_path / "node-0" / "out").iterdir()), "nothing is left of the look"
+
+
+def test_an_output_dir_without_renames_is_refused_on_all_ranks_before_anything_is_computed(
+    two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path
+) -> None:
+    argv = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval", "--fp16", "False",
+            "--num_optim_steps", "2", "--output_dir"]  # fmt: skip
+    with append_only(tmp_path / "out") as output:
+        errors = two_ranks.run(renames_error, [*argv, str(output)])
+        assert errors[0] == errors[1]
+        assert errors[0].startswith(f"--output_dir {output}: its folders can't be renamed (Operation not permitted). ")
+        launched = run([*python(), *argv, str(output)])
+        assert launched.returncode == 2, launched.stderr
+        assert errors[0] in launched.stderr
+        assert "Traceback" not in launched.stderr
+        assert not (output / "metrics.jsonl").exists()
+    (tmp_path / "good").mkdir()
+    assert two_ranks.run(renames_error, [*argv, str(tmp_path / "good")]) == ["", ""]
+    assert not list((tmp_path / "good").iterdir()), "nothing is left of the trial"
 
 
 def test_the_clock_wants_checkpoints_too(two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path) -> None:

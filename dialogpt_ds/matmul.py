@@ -1,0 +1,89 @@
+"""How fast this machine multiplies matrices."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+TOKENS, WIDTH = 256, 768
+"""Of the product that is measured: so many tokens at a projection of the smallest GPT-2, 0.3 GFLOP."""
+ROUNDS = 20
+SECONDS = 0.3
+"""After which no further round is begun: where bf16 is emulated a product may take as long as that."""
+AS_FAST = 0.8
+"""Share of fp32's rate from which bf16 is worth it: it halves the memory traffic of activations, but masters in fp32 come on top."""
+
+
+@dataclass(frozen=True)
+class CpuRates:
+    """What a core of this machine was measured to do, floating-point operations per second."""
+
+    fp32: float
+    bf16: float
+
+    def __str__(self) -> str:
+        return f"{self.bf16 / 1e9:,.3g} GFLOP/s in bf16, {self.fp32 / 1e9:,.3g} in fp32"
+
+    @property
+    def bf16_is_fast(self) -> bool:
+        """Whether bf16 is about as fast as fp32, or faster."""
+        return self.bf16 >= AS_FAST * self.fp32
+
+
+@functools.cache
+def cpu_rates() -> CpuRates:
+    """Return the rates of a matrix product on one core of the CPU; measured once in a process, in a fraction of a second.
+
+    On one, since several threads wait for each other, on a machine with other work longer than they compute, and both products would
+    seem alike.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measured_rates(seconds_of_product)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measured_rates(seconds_of: Callable[[torch.Tensor, torch.Tensor], float]) -> CpuRates:
+    """Return the best rate of each precision among several rounds.
+
+    A list of the CPU's instructions would not do: oneDNN calls bf16 supported where AVX-512 has none for it, and emulates it.
+    Others at work on the machine make a product slower, never faster, so the best of several counts, and the precisions take turns,
+    so that both see the machine alike.
+
+    Args:
+        seconds_of: the time that a product takes.
+    """
+    for dtype in (torch.float32, torch.bfloat16):
+        seconds_of(*_factors(8, 8, dtype))  # loads the library
+    factors = {dtype: _factors(TOKENS, WIDTH, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    best = dict.fromkeys(factors, float("inf"))
+    spent = 0.0
+    for _ in range(ROUNDS):
+        for dtype, (a, b) in factors.items():
+            seconds = seconds_of(a, b)
+            spent += seconds
+            best[dtype] = min(best[dtype], seconds)
+        if spent > SECONDS:
+            break
+    operations = 2 * TOKENS * WIDTH**2
+    return CpuRates(operations / best[torch.float32], operations / best[torch.bfloat16])
+
+
+def _factors(rows: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    # No random numbers, which are the run's.
+    return torch.full((rows, width), 0.01, dtype=dtype), torch.full((width, width), 0.01, dtype=dtype)
+
+
+def seconds_of_product(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return how long one product takes on the factors' device, seconds."""
+    if a.device.type != "cpu":
+        torch.accelerator.synchronize(a.device)
+    started = time.perf_counter()
+    a @ b
+    if a.device.type != "cpu":
+        torch.accelerator.synchronize(a.device)
+    return time.perf_counter() - started
