@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
 ON_GPU = os.environ.get("DEVICE", "cuda") == "cuda"
 DEVICE = "cuda" if ON_GPU else "cpu"
-AT_ONCE = max(min((os.cpu_count() or 1) // 2, 12), 2)
+AT_ONCE = max(min((os.cpu_count() or 1) - 2, 14), 2)
 """Processes that train a tiny model at the same time, on the one device."""
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -39,13 +39,13 @@ ONE = (
     Check("data", ("data",), 25),
     Check("environment", ("environment",), 20),
     Check("loss", ("loss",), 50),
-    Check("stages", ("stages",), 120),
+    Check("stages", ("stages",), 130),
     Check("waits", ("waits",), 35),
     Check("repeat", ("repeat",), 40),
     Check("two_on_one", ("two_on_one",), 40),
     *(Check(f"speed.{model}", ("speed", model, str(rows)), limit) for model, rows, limit in SPEEDS),
     Check("memory", ("memory",), 30),
-    Check("compiled", ("speed", "compiled", str(50 * PATIENCE)), 50),
+    Check("compiled", ("speed", "compiled", str(40 * PATIENCE)), 40),
 )
 """In order of what tells most: a run that is cut has made the first of them. All limits together are at most nine minutes."""
 TWO = (Check("data", ("data",), 20), Check("two", ("two",), 280))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.common import ON_GPU, Job, checked, deepspeed_config, run_jobs, train_command, work
+from tests.gpu.common import ON_GPU, ROOT, Job, checked, deepspeed_config, run_jobs, train_command, work
 
 STEPS = (3, 4, 5)
 """Which are counted."""
@@ -56,12 +56,19 @@ class Places:
     def note(self) -> None:
         """Count one of where the program stands."""
         for frame in reversed(traceback.extract_stack()):
-            parts = Path(frame.filename).parts
-            owner = next((name for name in BETWEEN if name in parts), None)
+            owner = owner_of(Path(frame.filename))
             if owner:
                 self.counts[f"{owner}: {Path(frame.filename).name} {frame.name}"] += 1
                 return
         self.counts["others: ?"] += 1
+
+
+def owner_of(file: Path) -> str | None:
+    """Return whose a source file is, whatever the folders are called in which it was installed or checked out."""
+    parts = file.relative_to(ROOT).parts if file.is_relative_to(ROOT) else file.parts
+    if "site-packages" in parts:
+        parts = parts[parts.index("site-packages") + 1 :]
+    return next((name for name in BETWEEN if name in parts), None)
 
 
 def count() -> int:
