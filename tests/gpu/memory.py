@@ -34,14 +34,24 @@ def main() -> None:
 
 
 def said(done: Done) -> dict[str, Any]:
-    """Return the figures of a dry run: the sum of its own row of the table, and the most that its process used."""
+    """Return the figures of a dry run: what its own row of the table comes to, and the most that its process used.
+
+    CUDA's own memory is in the table, but not in what PyTorch counts.
+    """
     text = done.expect().output
     own = next((line for line in text.splitlines() if "<- this run" in line), "")
-    figures = re.findall(r"\d[\d,]*\.\d+", own)
-    most = re.search(r"at most ([\d.,]+) GiB", text)
-    assert len(figures) >= 2, f"no row of the table is marked: {text[-1_500:]}"
+    figures = [float(figure.replace(",", "")) for figure in re.findall(r"\d[\d,]*\.\d+", own)]
+    of_cuda, most = re.search(r"([\d.]+) are for CUDA", text), re.search(r"at most ([\d.,]+) GiB", text)
+    assert len(figures) == 4, f"no row of the table with four figures is marked: {text[-1_500:]}"
+    assert of_cuda, text[-1_500:]
     assert most, text[-1_500:]
-    return {"estimated_gib": float(figures[1].replace(",", "")), "of_two_steps_gib": float(most[1].replace(",", ""))}
+    weights, with_micro_batch, whole, _ = figures
+    return {
+        "weights_gib": weights,
+        "with_micro_batch_gib": with_micro_batch,
+        "estimated_gib": round(whole - float(of_cuda[1]), 3),
+        "of_two_steps_gib": float(most[1].replace(",", "")),
+    }
 
 
 if __name__ == "__main__":
