@@ -21,3 +21,8 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that cannot go on: exit code 1, the message alone, no traceback."""
+
+
+def in_a_line(error: Exception) -> str:
+    """Return the type of another's error and the beginning of what it says, for a message of ours."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

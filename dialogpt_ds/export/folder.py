@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dialogpt_ds.errors import RunError
+from dialogpt_ds.errors import RunError, in_a_line
 from dialogpt_ds.export.target import ORIGIN
 from dialogpt_ds.files import replace_text, sha256_of_file
 
@@ -195,7 +195,7 @@ def _compare(weights: dict[str, torch.Tensor], live: Probe | None, rebuilt: Any,
         try:
             mine = probe(loaded.to(live.device), live.device)
         except Exception as error:  # often torch.OutOfMemoryError, beside weights and optimizer
-            reasons.append(f"on {live.device}: {_words(error)}")
+            reasons.append(f"on {live.device}: {in_a_line(error)}")
             torch.cuda.empty_cache()  # nothing without a GPU
         else:
             _check(mine, live, FP32_TOLERANCE if loaded.dtype == torch.float32 else HALF_TOLERANCE, folder)
@@ -203,7 +203,7 @@ def _compare(weights: dict[str, torch.Tensor], live: Probe | None, rebuilt: Any,
     try:
         mine, theirs = _both_in_fp32(loaded, rebuilt, live, weights)
     except Exception as error:
-        reasons.append(f"on the CPU: {_words(error)}")
+        reasons.append(f"on the CPU: {in_a_line(error)}")
         return (
             "warning: the weights of the export were compared bit for bit and are equal; the logits were not compared "
             f"({'; '.join(reasons)})"
@@ -236,10 +236,6 @@ def _check(mine: Probe, theirs: Probe, tolerance: float, folder: Path) -> None:
             f"the export in {folder} loads, but doesn't say what the trained model says: its logits differ by {error:.3g} of the largest, "
             f"{tolerance:g} is allowed"
         )
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _equal(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:

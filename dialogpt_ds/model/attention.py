@@ -47,15 +47,17 @@ def varlen_problem(precision: Precision, dropout: float) -> str | None:
     """Return why torch's attention for sequences of several lengths can't be had here; None where it can."""
     if device_of_run() != "cuda" or torch.version.cuda is None:
         return "this run is not on an NVIDIA GPU"
-    capability = torch.cuda.get_device_capability()
+    return _kernel_problem(torch.cuda.get_device_capability(), precision, dropout)
+
+
+def _kernel_problem(capability: tuple[int, int], precision: Precision, dropout: float) -> str | None:
+    """Return why its kernels can't compute a run on a GPU of a compute capability; None where they can."""
     if capability < VARLEN_CAPABILITY:
         return f"its kernels need compute capability 8.0 (A100, RTX 30 and later), and this GPU has {capability[0]}.{capability[1]}"
     if precision == "fp32":
         return "its kernels compute in fp16 and bf16 alone, and this run is in fp32"
     if dropout:
         return f"its kernels have no dropout, and this run has --dropout {dropout:g}"
-    if find_spec("torch.nn.attention.varlen") is None:
-        return f"PyTorch {torch.__version__} has none (2.10 and later do)"
     return None
 
 
@@ -79,8 +81,8 @@ def isolation_on(capability: tuple[int, int], model: Any, wanted: Attention, pre
     """Return what would keep examples apart on a GPU of a compute capability, for a model in fp32 on the CPU."""
     if wanted == "flash_attention_2":
         return "flash"
-    can = capability >= VARLEN_CAPABILITY and precision != "fp32" and not dropout
-    return "varlen" if wanted in ("auto", "varlen") and can and can_be_varlen(model) else isolation_of(model)
+    runs = wanted in ("auto", "varlen") and _kernel_problem(capability, precision, dropout) is None
+    return "varlen" if runs and can_be_varlen(model) else isolation_of(model)
 
 
 def register_varlen() -> None:
@@ -143,10 +145,9 @@ def _kernel(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    accepted = inspect.signature(varlen_attn).parameters
-    named: dict[str, Any] = {"scale": scaling}
-    named |= {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}  # torch 2.10 has the second
-    if query.shape[1] != key.shape[1] and "enable_gqa" in accepted:
+    named: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}
+    # PyTorch 2.11 takes fewer heads of keys unasked.
+    if query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters:
         named["enable_gqa"] = True
     output: Any = varlen_attn(query, key, value, starts, starts, longest, longest, **named)
     return output

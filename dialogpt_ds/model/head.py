@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from dialogpt_ds.errors import in_a_line
 from dialogpt_ds.order.batches import IGNORED_LABEL
 
 GPU_COLUMNS = 64
@@ -76,7 +77,7 @@ class _HeadNll(torch.autograd.Function):
         padded, padded_bias = _padded(weight, columns), None if bias is None else _padded(bias, columns)
         logits = None
         nll, normalizers = [], []
-        for states, ids in _pieces(hidden, labels, piece):
+        for states, ids in _pieces(piece, hidden, labels):
             logits = functional.linear(states, padded, padded_bias)
             found, normalizer = _nll(logits[:, : weight.shape[0]], ids)
             nll.append(found)
@@ -93,7 +94,7 @@ class _HeadNll(torch.autograd.Function):
         vocabulary = weight.shape[0]
         padded, padded_bias = _padded(weight, ctx.columns), None if bias is None else _padded(bias, ctx.columns)
         of_hidden, of_weight, of_bias = [], _Sum(), _Sum()
-        for states, ids, normalizer, factor in _pieces(hidden, labels, normalizers, upstream, ctx.piece):
+        for states, ids, normalizer, factor in _pieces(ctx.piece, hidden, labels, normalizers, upstream):
             logits = functional.linear(states, padded, padded_bias) if kept is None else kept
             torch.ops.dialogpt_ds.nll_gradient_(logits[:, :vocabulary], ids, normalizer, factor)
             if wants_hidden:
@@ -140,10 +141,9 @@ def _padded(tensor: torch.Tensor, columns: int) -> torch.Tensor:
     return functional.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, missing)) if missing else tensor
 
 
-def _pieces(*tensors_and_piece: Any) -> Iterator[tuple[torch.Tensor, ...]]:
-    *tensors, piece = tensors_and_piece
+def _pieces(piece: int | None, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     if piece is None:
-        yield tuple(tensors)
+        yield tensors
     else:
         yield from zip(*(tensor.split(piece) for tensor in tensors), strict=True)
 
@@ -287,7 +287,7 @@ def compile_loss(device: torch.device, vocabulary: int, kind: torch.dtype) -> st
             gradient_in_place(mine, labels, expected[1], factors)
     except Exception as error:  # of a compiler or a driver; what it raises is its own matter
         _compiled = None
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        return in_a_line(error)
     pairs = [*zip(found, expected, strict=True), (mine[:-1], theirs[:-1])]
     if not all(torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-4) for a, b in pairs):
         _compiled = None

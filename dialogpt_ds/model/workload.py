@@ -7,6 +7,7 @@ import torch
 
 from dialogpt_ds.model.gpu_specs import FLASH_TILE
 from dialogpt_ds.model.loss import Inputs
+from dialogpt_ds.order.batches import TARGETS_MULTIPLE
 
 META = torch.device("meta")
 
@@ -29,7 +30,7 @@ class Workload:
         """Return full rows of examples of one length (the last of each row is shorter), of whose tokens a share are targets."""
         full, rest = divmod(row_length, example_length)
         lengths = ([example_length] * full + [rest] * (rest > 0)) * rows
-        num_targets = -(-int(rows * row_length * target_share) // 128) * 128
+        num_targets = -(-int(rows * row_length * target_share) // TARGETS_MULTIPLE) * TARGETS_MULTIPLE
         return cls(rows, row_length, num_targets, tuple(lengths), rows * row_length)
 
     def inputs(self, turn_ids: bool = False) -> Inputs:

@@ -10,6 +10,7 @@ import torch
 
 from dialogpt_ds.config.batch import BatchSizes
 from dialogpt_ds.config.offload import offload_devices
+from dialogpt_ds.errors import in_a_line
 from dialogpt_ds.launching.op_folder import build_notice
 from dialogpt_ds.logs.start_table import start_table
 from dialogpt_ds.model.attention import Isolation
@@ -134,13 +135,8 @@ def _take_steps(settings: Settings, engine: Any, data: TrainingData, device: tor
 def _traced(settings: Settings, planning: Planning, workload: Workload) -> Trace | None:
     try:
         return trace_of(settings, planning, workload)
-    except (
-        Exception
-    ) as error:  # of a model whose code asks for numbers, which the device has none of; what it raises is its own matter
-        said = (str(error).splitlines() or [""])[0][:200]
-        print(
-            f"this model does not run on PyTorch's device meta ({type(error).__name__}: {said}), so its activations are not counted"
-        )
+    except Exception as error:  # of a model whose code asks for numbers, which the device has none of
+        print(f"this model does not run on PyTorch's device meta ({in_a_line(error)}), so its activations are not counted")
         return None
 
 

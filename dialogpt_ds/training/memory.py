@@ -12,17 +12,19 @@ from dialogpt_ds.process import peak_memory
 class States:
     """Bytes of weights, gradients and optimizer state."""
 
-    name: str
-    """ZeRO stage and offload."""
+    stage: int
+    """Of ZeRO."""
     device: int
     """On each GPU."""
     host: int
     """In each host's memory, all of its processes together."""
+    optimizer_offloaded: bool = False
+    weights_offloaded: bool = False
 
     @property
-    def stage(self) -> int:
-        """ZeRO stage."""
-        return int(self.name.removeprefix("ZeRO-")[0])
+    def name(self) -> str:
+        """ZeRO stage and offload."""
+        return layout_name(self.stage, self.optimizer_offloaded, self.weights_offloaded)
 
 
 def layout_name(stage: int, optimizer_offloaded: bool = False, weights_offloaded: bool = False) -> str:
@@ -54,23 +56,23 @@ def model_states(num_parameters: int, largest_layer: int, gpus_per_host: int, ho
     while_built = 4 * p * gpus_per_host
     """Each process makes the model on the host before it moves."""
     found = [
-        States(layout_name(0), p * (16 if precision == "fp32" else weight + gradient + state), while_built),
-        States(layout_name(1), p * (weight + gradient) + p * state // n, while_built),
+        States(0, p * (16 if precision == "fp32" else weight + gradient + state), while_built),
+        States(1, p * (weight + gradient) + p * state // n, while_built),
     ]
     if precision == "fp32":
         return [
             *found,
-            States(layout_name(2), p * weight + p * (gradient + state) // n, while_built),
-            States(layout_name(3), weight * largest_layer + p * (weight + gradient + state) // n, while_built),
+            States(2, p * weight + p * (gradient + state) // n, while_built),
+            States(3, weight * largest_layer + p * (weight + gradient + state) // n, while_built),
         ]
     for offload in (False, True):
         host, device = estimate_zero2_model_states_mem_needs(p, gpus_per_host, hosts, cpu_offload=offload)
-        found.append(States(layout_name(2, offload), int(device), int(host)))
+        found.append(States(2, int(device), int(host), offload))
     for optimizer, parameters in ((False, False), (True, False), (True, True)):
         host, device, _ = estimate_zero3_model_states_mem_needs(
             p, largest_layer, gpus_per_host, hosts, cpu_offload=optimizer, cpu_offload_params=parameters, zero_init=False
         )
-        found.append(States(layout_name(3, optimizer, parameters), int(device), int(host)))
+        found.append(States(3, int(device), int(host), optimizer, parameters))
     return found
 
 

@@ -50,11 +50,8 @@ class Planning:
 
 def check_gpu(settings: Settings) -> None:
     """Check that the GPU that --gpu names can run what is planned; raises UserError."""
-    arguments = settings.arguments
-    if not arguments.gpu:
-        return
-    gpu = gpu_of(arguments.gpu)
-    link_of(gpu, hosts_of(settings)[1], arguments.link)
+    gpu = gpu_of(settings.arguments.gpu)
+    link_of(gpu, hosts_of(settings)[1], settings.arguments.link)
     refusal, _ = gpu_precision.findings(settings.precision, gpu.capability, f"--gpu {gpu.name}")
     if refusal:
         raise UserError(f"{refusal}: {gpu_precision.WAY_OUT}")

@@ -298,12 +298,15 @@ def _check_numbers(arguments: TrainingArguments) -> None:
     if not 0 < arguments.warmup_proportion < 1:
         problems.append(f"--warmup_proportion {arguments.warmup_proportion} must lie between 0 and 1")
     if arguments.deterministic:
-        for option, excluded in (("--torch_compile", arguments.torch_compile), ("--attention flash_attention_2",
-                                 arguments.attention == "flash_attention_2")):  # fmt: skip
-            if excluded:
-                problems.append(
-                    f"--deterministic excludes {option}, whose kernels may add in another order each time: leave one out"
-                )
+        given = {
+            "torch_compile": arguments.torch_compile,
+            "attention flash_attention_2": arguments.attention == "flash_attention_2",
+        }
+        problems += [
+            f"--deterministic excludes --{option}, whose kernels may add in another order each time: leave one out"
+            for option, is_given in given.items()
+            if is_given
+        ]
     if not arguments.train_input_file:
         problems.append("--train_input_file is missing: name a shard directory (preprocess/make_shards.py makes one)")
     if (arguments.gpu or arguments.link != "auto") and not (arguments.gpu and arguments.dry_run):
