@@ -90,6 +90,8 @@ class WandbRun:
         self._recent: deque[tuple[float, dict[str, Any]]] = deque()
         """Rows that wandb may not have brought to the disk yet, with the time when it got them."""
         self._ending: tuple[int, Path | None] = (0, None)
+        self._given_up = False
+        """Whether nobody waits for the thread any more."""
         self._run: Any = None
         self._run_folder: Path | None = None
         self._url: str | None = None
@@ -151,6 +153,7 @@ class WandbRun:
         seconds = HURRY_SECONDS if hurry else self._finish_seconds
         stuck = not self._ends_in(seconds, 0.0 if hurry else self._table_seconds + LET_GO_SECONDS)
         if stuck:
+            self._given_up = True
             end_service()
         late = stuck or isinstance(self._failure, TimeoutError)
         # Offline all folders of a run that was resumed; online this one, since what is sent twice may count twice.
@@ -197,7 +200,7 @@ class WandbRun:
             exit_code, model = self._ending
             if model is not None:
                 self._log_artifacts(model)
-            self._run.finish(exit_code=exit_code)
+            self._finish_run(exit_code)
         except Exception as error:  # whatever wandb raises, the run goes on without it
             quiet_teardown()
             self._failure = error
@@ -210,11 +213,27 @@ class WandbRun:
         self._recent.append((now, row))
         try:
             self._run.log(row)
-        except Exception:  # once more, with all that the other may not have written down
-            end_service()
-            self._init()
-            for _, earlier in self._recent:
-                self._run.log(earlier)
+        except Exception:
+            if self._given_up:
+                raise
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Log in another process of wandb's all that the one that was ended may not have written down."""
+        end_service()
+        self._init()
+        for _, earlier in self._recent:
+            self._run.log(earlier)
+
+    def _finish_run(self, exit_code: int) -> None:
+        """End wandb's run; where its process was ended, as in `_log`."""
+        try:
+            self._run.finish(exit_code=exit_code)
+        except Exception as error:
+            if self._given_up or isinstance(error, TimeoutError):  # which is the server's, not the process's
+                raise
+            self._begin_anew()
+            self._run.finish(exit_code=exit_code)
 
     def _catch_up(self) -> None:
         """Give a resumed run what its server never got, because an earlier process was killed or was offline."""
@@ -229,10 +248,9 @@ class WandbRun:
             self._go_offline(f"{server()} does not answer")
         try:
             self._init()
-        except Exception as error:
-            if self.mode != "online":
-                raise
-            self._go_offline(f"{server()}: {(str(error).splitlines() or [repr(error)])[0]}")
+        except Exception as error:  # of the server, or since its own process was ended meanwhile
+            if self.mode == "online":
+                self._go_offline(f"{server()}: {(str(error).splitlines() or [repr(error)])[0]}")
             end_service()  # in it the id is taken
             self._init()
         if self._resumed and self.mode == "online":
