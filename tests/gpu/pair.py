@@ -3,12 +3,27 @@
 import subprocess
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from dialogpt_ds.training.world import free_port
-from tests.gpu.common import ON_GPU, ROOT, Job, LeftOutError, environment_of, work
+from tests.gpu.common import (
+    ON_GPU,
+    ROOT,
+    Job,
+    LeftOutError,
+    checked,
+    environment_of,
+    largest_difference,
+    losses_of,
+    run_jobs,
+    steps_of,
+    work,
+)
 
 GLOO_LACKS = ("not implemented", "unsupported", "not supported", "invalid scalar type", "does not support")
 """What gloo says of an operation or a type that it does not have."""
+TOLERANCE = 1e-2
+"""Largest difference of a loss of about 10, in bf16: two processes add gradients up in another order and precision."""
 
 
 class Pair:
@@ -46,6 +61,15 @@ class Pair:
         """Return the end of what each has printed."""
         return "\n".join(log.read_text(errors="replace")[-1_500:] for log in self.logs)
 
+    def wait_for_steps(self, output: Path, number: int, limit: float) -> None:
+        """Wait for so many steps of the run in an output folder; raises as `wait` does where it ends before that."""
+        deadline = time.monotonic() + limit
+        while not ((output / "metrics.jsonl").is_file() and len(steps_of(output)) >= number):
+            if any(process.poll() is not None for process in self.processes):
+                self.wait(1)
+            assert time.monotonic() < deadline, f"no {number} steps in {limit:.0f} s: {self.said()}"
+            time.sleep(0.1)
+
     def wait(self, limit: float) -> None:
         """Wait for both; raises LeftOutError where gloo lacks something, AssertionError where it is another failure."""
         deadline = time.monotonic() + limit
@@ -63,3 +87,14 @@ class Pair:
             if lacks:
                 raise LeftOutError(f"gloo can't do it on a GPU: {lacks[:300]}")
             raise AssertionError(f"ended with {[process.returncode for process in self.processes]}: {said}")
+
+
+def compare_with_one(check: str, pairs: Mapping[int, Pair], runs: Mapping[int, Path], alone: Job, limit: float) -> None:
+    """Compare the losses of pairs by ZeRO stage with those of one process, whose run is in the folder of its name: the same rows a step."""
+    one = run_jobs([alone], limit)[alone.name]
+    for stage, pair in pairs.items():
+        with checked(f"{check}.zero{stage}") as details:
+            one.expect()
+            pair.wait(limit)
+            details["difference"] = largest_difference(losses_of(runs[stage]), losses_of(work() / alone.name))
+            assert details["difference"] < TOLERANCE, "two processes' losses are not those of one"

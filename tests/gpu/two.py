@@ -14,15 +14,12 @@ from tests.gpu.common import (
     Job,
     checked,
     deepspeed_config,
-    largest_difference,
-    losses_of,
-    run_jobs,
     shards,
     steps_of,
     train_command,
     work,
 )
-from tests.gpu.pair import Pair
+from tests.gpu.pair import Pair, compare_with_one
 
 MODEL, ROWS, STEPS, WARMUP = ("117M", "20", 20, 5) if ON_GPU else ("tiny", "2", 3, 1)
 BUCKETS = (100_000_000, 25_000_000) if ON_GPU else (1_000_000, 250_000)
@@ -30,8 +27,6 @@ BUCKETS = (100_000_000, 25_000_000) if ON_GPU else (1_000_000, 250_000)
 HANG_SECONDS = 60 if ON_GPU else 10
 """--hang_timeout. The watchdog of NCCL would end the run a minute later."""
 LIMIT = 60.0 if ON_GPU else 240.0
-TOLERANCE = 1e-2
-"""Largest difference of a loss of about 10, in bf16."""
 EACH = ("--train_batch_size", "2", "--gradient_accumulation_steps", "1")
 
 
@@ -50,17 +45,12 @@ def losses() -> None:
     """Compare ZeRO-2 and -3 on two GPUs with ZeRO-1 on one: the same rows a step."""
     alone = Job("alone", train_command(deepspeed_config("alone", 1, "bf16"), work() / "alone"))
     with ExitStack() as stack:
-        pairs = {}
-        for stage in (2, 3):
-            command = train_command(deepspeed_config(f"two{stage}", stage, "bf16"), work() / f"two{stage}", *EACH)
-            pairs[stage] = stack.enter_context(Pair(f"two{stage}", command, devices=2))
-        done = run_jobs([alone], LIMIT)
-        for stage, pair in pairs.items():
-            with checked(f"two.zero{stage}") as details:
-                done["alone"].expect()
-                pair.wait(LIMIT)
-                details["difference"] = largest_difference(losses_of(work() / f"two{stage}"), losses_of(work() / "alone"))
-                assert details["difference"] < TOLERANCE, "two processes' losses are not those of one"
+        pairs, runs = {}, {stage: work() / f"two{stage}" for stage in (2, 3)}
+        for stage, run in runs.items():
+            pairs[stage] = stack.enter_context(
+                Pair(run.name, train_command(deepspeed_config(run.name, stage, "bf16"), run, *EACH), devices=2)
+            )
+        compare_with_one("two", pairs, runs, alone, LIMIT)
 
 
 def speed(overlap: bool, bucket: int) -> dict[str, Any]:
@@ -93,11 +83,7 @@ def hang() -> dict[str, Any]:
         "--hang_timeout", str(HANG_SECONDS), "--contact_timeout", "0",
     )  # fmt: skip
     with Pair("hang", command, devices=2) as pair:
-        deadline = time.monotonic() + LIMIT
-        while not ((output / "metrics.jsonl").is_file() and len(steps_of(output)) >= 3):
-            assert all(process.poll() is None for process in pair.processes), pair.said()
-            assert time.monotonic() < deadline, f"no three steps in {LIMIT:.0f} s: {pair.said()}"
-            time.sleep(0.1)
+        pair.wait_for_steps(output, 3, LIMIT)
         os.kill(pair.processes[1].pid, signal.SIGSTOP)
         stopped = time.monotonic()
         try:

@@ -14,19 +14,13 @@ from tests.gpu.common import (
     Job,
     checked,
     deepspeed_config,
-    largest_difference,
-    losses_of,
-    run_jobs,
-    steps_of,
     train_command,
     work,
 )
-from tests.gpu.pair import Pair
+from tests.gpu.pair import Pair, compare_with_one
 
 STAGES = (1, 2, 3) if ON_GPU else (3,)
 STEPS = 4
-TOLERANCE = 1e-2
-"""Largest difference of a loss of about 10, in bf16: two processes add gradients up in another order and precision."""
 LIMIT = 35.0 if ON_GPU else 180.0
 
 
@@ -36,13 +30,7 @@ def main() -> None:
     with ExitStack() as stack:
         pairs = {stage: stack.enter_context(Pair(f"pair{stage}", command(f"pair{stage}", stage, *HALF_EACH))) for stage in STAGES}
         doomed = stack.enter_context(Pair("doomed", command("doomed", 1, *HALF_EACH, "--num_optim_steps", "100000")))
-        done = run_jobs([alone], LIMIT)
-        for stage, pair in pairs.items():
-            with checked(f"two_on_one.zero{stage}") as details:
-                done["alone"].expect()
-                pair.wait(LIMIT)
-                details["difference"] = largest_difference(losses_of(work() / f"pair{stage}"), losses_of(work() / "alone"))
-                assert details["difference"] < TOLERANCE, "two processes' losses are not those of one"
+        compare_with_one("two_on_one", pairs, {stage: work() / f"pair{stage}" for stage in STAGES}, alone, LIMIT)
         with checked("two_on_one.killed") as details:
             details |= killed(doomed)
 
@@ -58,12 +46,7 @@ def command(name: str, stage: int, *options: str) -> list[str]:
 
 def killed(pair: Pair) -> dict[str, Any]:
     """Kill the second process in mid-run, and wait for the first to end by itself."""
-    deadline = time.monotonic() + LIMIT
-    while not ((work() / "doomed" / "metrics.jsonl").is_file() and len(steps_of(work() / "doomed")) >= 3):
-        if any(process.poll() is not None for process in pair.processes):
-            pair.wait(1)
-        assert time.monotonic() < deadline, f"no three steps in {LIMIT:.0f} s: {pair.said()}"
-        time.sleep(0.1)
+    pair.wait_for_steps(work() / "doomed", 3, LIMIT)
     os.kill(pair.processes[1].pid, signal.SIGKILL)
     at = time.monotonic()
     try:
