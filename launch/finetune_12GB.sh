@@ -23,14 +23,15 @@
 # To stop: touch OUTPUT/STOP, or Ctrl-C; to go on: the same command again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/card.sh
+. launch/card.sh
 data=${DATA:-shards} model=${MODEL:-models/DialoGPT-medium} rows=64
 if [ ! -f "$model/config.json" ]; then
   echo "error: MODEL=$model is no model folder; python launch/fetch_models.py DialoGPT-medium makes it" >&2
   exit 2
 fi
-room=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | sort -n | head -n 1 || true)
-most=1024
-if ((${room:-0} >= 75000)); then most=16384; elif ((${room:-0} >= 38000)); then most=8192; elif ((${room:-0} >= 22000)); then most=4096; fi
+factor=$(card_factor)
+most=$((factor > 1 ? 2048 * factor : 1024))
 # Optimizer steps in EPOCHS passes: the tokens of the training shards by those of a step (packed rows are 99 % full).
 read -r steps accumulation < <(python - "$data/train/manifest.json" "${EPOCHS:-2}" "$rows" "$most" <<'PY'
 import json, math, sys

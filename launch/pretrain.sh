@@ -14,6 +14,8 @@
 # To stop: touch OUTPUT/STOP, or Ctrl-C; to go on: the same command again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/card.sh
+. launch/card.sh
 
 # pretrain SIZE ROWS STEPS [OPTION...]: ROWS of 512 tokens for each of 8 GPUs and optimizer step
 pretrain() {
@@ -31,9 +33,8 @@ pretrain() {
     steps=$((steps * 8 / gpus))
   fi
   # Larger micro-batches where the cards have room for them: the same step in fewer pieces, which keep a fast GPU busier.
-  local room fit=1
-  room=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | sort -n | head -n 1 || true)
-  if ((${room:-0} >= 75000)); then fit=8; elif ((${room:-0} >= 38000)); then fit=4; elif ((${room:-0} >= 22000)); then fit=2; fi
+  local fit
+  fit=$(card_factor)
   while ((accumulation > 1 && fit > 1)); do
     accumulation=$((accumulation / 2)) fit=$((fit / 2))
   done
