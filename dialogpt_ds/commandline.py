@@ -1,9 +1,11 @@
 """Command lines and config files from typed dataclasses: one parser builder and one way to end for every command."""
 
 import dataclasses
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, get_type_hints
@@ -136,3 +138,19 @@ def existing_folder(path: str, what: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{what} {path!r} is a file, a folder is needed")
     return folder
+
+
+def quiet_libraries() -> None:
+    """Leave only the warnings that matter of what the libraries say; --verbose brings them back."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find the same, and warn about it
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for name in ("DeepSpeed", "transformers", "torch.distributed", "wandb", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")

@@ -30,7 +30,7 @@ else
   # On a CPU without instructions for bf16 it is slower than fp32, up to fifty times: measure both.
   config=$(python -c 'import sys
 from dialogpt_ds.matmul import cpu_rates
-from dialogpt_ds.process import bf16_is_fast
+from dialogpt_ds.hardware import bf16_is_fast
 print("a matrix product on one core of this CPU:", cpu_rates(), file=sys.stderr)
 print("ds_configs/cpu_bf16.json" if bf16_is_fast() else "ds_configs/cpu_fp32.json")')
 fi

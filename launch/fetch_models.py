@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dialogpt_ds.model.fetch_command import main
+from dialogpt_ds.commands.fetch_models import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

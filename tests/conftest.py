@@ -27,7 +27,7 @@ os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.enviro
 BUILD_SECONDS = 600
 STARTERS_OF_RANKS = ("tests.helpers.launch", "tests.helpers.two_hosts")
 BUILD = """
-from dialogpt_ds.training.world import World, prepare_environment
+from dialogpt_ds.distributed.world import World, prepare_environment
 prepare_environment(World(0, 1, 0))
 from deepspeed.accelerator import get_accelerator
 get_accelerator().create_op_builder("ShareMemCommBuilder").load()
@@ -80,7 +80,7 @@ def write_tsv(path: Path, count: int, seed: int = 0) -> Path:
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard directory of 300 made-up conversations, limit 64 tokens."""
-    from dialogpt_ds.shards.make import ShardArguments, make_shards
+    from dialogpt_ds.preprocessing.make import ShardArguments, make_shards
 
     folder = tmp_path_factory.mktemp("shards")
     source = write_tsv(folder / "train.tsv", 300)

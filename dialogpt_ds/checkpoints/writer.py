@@ -13,8 +13,8 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
 from dialogpt_ds.checkpoints.folder import LATEST, SUMMARY, CheckpointFolder, Summary, checkpoint_name, sums_of
+from dialogpt_ds.distributed.collectives import all_gathered, all_reports
 from dialogpt_ds.files import sync_folder
-from dialogpt_ds.training.agreement import all_gathered, all_reports
 
 CLIENT_STATE = "dialogpt_ds"
 """Key of our part of DeepSpeed's client state: plain types only."""

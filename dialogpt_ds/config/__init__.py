@@ -1,1 +1,1 @@
-"""Command line, DeepSpeed JSON, and what really runs."""
+"""Command line, DeepSpeed JSON, schedules, and what really runs."""

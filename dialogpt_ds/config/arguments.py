@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dialogpt_ds.commandline import option
-from dialogpt_ds.model.gpu_specs import Link
-from dialogpt_ds.model.presets import Attention
-from dialogpt_ds.training.schedule import ScheduleName
+from dialogpt_ds.config.schedule import ScheduleName
 
+Attention = Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"]
+"""Implementations of attention; auto: varlen where device, precision and model have it, else what transformers takes."""
+Link = Literal["auto", "nvlink", "pcie", "100gbe"]
+"""Between the GPUs of a dry run."""
 SAMPLE_PROMPTS = ("Does money buy happiness?", "How are you?", "What did you do last weekend?", "I just got a new job!")
 
 

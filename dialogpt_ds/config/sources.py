@@ -1,13 +1,13 @@
 """What --train_input_file names: one shard directory, or several with their weights."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
+from math import gcd, lcm
 from pathlib import Path
 
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.order.mixture import lowest_terms
 
 MAX_PERIOD = 1_000_000
 """Weights in lowest terms may add up to this much; the pattern of a mixture repeats after as many rows."""
@@ -66,3 +66,9 @@ def _entry(entry: str, count: int, what: str) -> tuple[Fraction, str]:
     if not weight:
         raise UserError(f"{what}: {entry.strip()!r} has the weight 0; leave it out, or give a weight above 0")
     return weight, path
+
+
+def lowest_terms(weights: Sequence[int]) -> tuple[int, ...]:
+    """Return weights divided by their greatest common divisor."""
+    divisor = gcd(*weights)
+    return tuple(weight // divisor for weight in weights)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from dialogpt_ds.conversations import chat_log, chitchat, dialogpt_tsv, jsonl, tables
 from dialogpt_ds.conversations.conversation import Conversation, Record
 from dialogpt_ds.conversations.files import find_files, head_of, is_compressed, lines_of, open_bytes, plain_suffix
+from dialogpt_ds.conversations.formats import chat_log, chitchat, dialogpt_tsv, jsonl, tables
 from dialogpt_ds.conversations.targets import Targets
 from dialogpt_ds.errors import UserError
 

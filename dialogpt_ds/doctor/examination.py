@@ -58,9 +58,9 @@ class Examination:
 
     def _read_configuration(self) -> None:
         def read() -> tuple[list[Finding], Configuration | None]:
-            from dialogpt_ds.training.command import quieten
+            from dialogpt_ds.commandline import quiet_libraries
 
-            quieten()
+            quiet_libraries()
             return configuration.config_findings(self.parsed)
 
         found = self.report.result(configuration.CONFIG, Task(read), IMPORT_SECONDS)

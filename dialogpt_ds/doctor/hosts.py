@@ -9,8 +9,8 @@ from dialogpt_ds.doctor.facts import HostFacts
 from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
 from dialogpt_ds.doctor.ssh import APPEND, HOST, Ssh
 from dialogpt_ds.doctor.survey import Survey
-from dialogpt_ds.launching.code import CHECKOUT
 from dialogpt_ds.launching.hostfile import Host
+from dialogpt_ds.versions import CHECKOUT
 
 SSH, LAUNCHER, KEEP_ALIVE, CODE = "ssh", "launcher", "keep-alive", "code"
 KEEP_ALIVE_SECONDS = 15

@@ -7,7 +7,7 @@ from dialogpt_ds.doctor.finding import Finding, ok, problem, some, warning
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.launching.environment_file import NAME_VARIABLE, find_environment_files, read_environment_file
 from dialogpt_ds.launching.hostfile import Host, read_hostfile
-from dialogpt_ds.launching.start_checks import secrets_text
+from dialogpt_ds.launching.machine_checks import secrets_text
 
 HOSTFILE, VARIABLES = "hostfile", "variables"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dialogpt_ds.doctor.facts import HostFacts
 from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
-from dialogpt_ds.launching.start_checks import SHARED_MEMORY, shared_memory_text
+from dialogpt_ds.launching.machine_checks import SHARED_MEMORY, shared_memory_text
 
 SHM, FILES, MEMORY = "/dev/shm", "open files", "memory"
 FILES_FOR_ITSELF = 512

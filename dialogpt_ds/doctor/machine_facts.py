@@ -15,9 +15,9 @@ import psutil
 
 from dialogpt_ds.doctor.facts import Gpu, Request
 from dialogpt_ds.files import rename_problem
+from dialogpt_ds.launching.machine_checks import SHARED_MEMORY, existing_part
 from dialogpt_ds.launching.needed_ops import find_build_tools
 from dialogpt_ds.launching.nvidia import cpu_is_meant, num_device_files, num_pci_gpus
-from dialogpt_ds.launching.start_checks import SHARED_MEMORY, existing_part
 
 PROGRAM_SECONDS = 8.0
 """Longest wait for a program such as nvidia-smi, which hangs where a driver is broken."""

@@ -10,9 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from dialogpt_ds.distributed.rendezvous import listen_everywhere
 from dialogpt_ds.doctor.machine_facts import port_problem
-from dialogpt_ds.launching.meeting import listen_everywhere
-from dialogpt_ds.launching.start_checks import existing_part
+from dialogpt_ds.launching.machine_checks import existing_part
 
 MARK = "dialogpt-doctor-meeting "
 MOST_SECONDS = 60.0

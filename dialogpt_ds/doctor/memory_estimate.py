@@ -18,7 +18,7 @@ def fit_findings(
     seen: Sequence[tuple[str, HostFacts]], ranks: Mapping[str, int], configuration: Configuration, size: ModelSize
 ) -> list[Finding]:
     """Hold the states of the run's ZeRO stage against the memory of its GPUs, or of its hosts on CPUs."""
-    from dialogpt_ds.training.memory import layout_name, model_states
+    from dialogpt_ds.model.memory import layout_name, model_states
 
     optimizer, weights = offload_devices(configuration.deepspeed)
     name = layout_name(configuration.zero_stage, optimizer != "none", weights != "none")

@@ -5,8 +5,8 @@ from typing import Any
 
 from dialogpt_ds.doctor.facts import HostFacts
 from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem
+from dialogpt_ds.launching.machine_checks import unbuilt
 from dialogpt_ds.launching.needed_ops import BuildTools, NeededOp, build_problems, needed_ops
-from dialogpt_ds.launching.start_checks import unbuilt
 
 CHECK = "ops"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from dialogpt_ds.commandline import Parsed
 from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.doctor.arguments import DoctorArguments
 from dialogpt_ds.doctor.facts import HostFacts
 from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.training.world import World
 
 MODEL, TOKENIZER, DATA = "model", "tokenizer", "data"
 
@@ -28,7 +28,7 @@ class ModelSize:
 def model_findings(arguments: DoctorArguments) -> tuple[list[Finding], ModelSize | None]:
     """Find the model and count its parameters, without building its weights."""
     from dialogpt_ds.model.load import find_model
-    from dialogpt_ds.training.memory import largest_layer
+    from dialogpt_ds.model.memory import largest_layer
 
     name = arguments.model_name_or_path
     try:

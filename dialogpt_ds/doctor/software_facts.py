@@ -10,8 +10,8 @@ from typing import Any
 import dialogpt_ds
 from dialogpt_ds.doctor.facts import Gpu, Request
 from dialogpt_ds.files import sha256_of_file
-from dialogpt_ds.launching.code import code_sha256, git_revision
 from dialogpt_ds.shards.manifest import MANIFEST
+from dialogpt_ds.versions import code_sha256, git_revision
 
 
 def code(request: Request) -> dict[str, Any]:

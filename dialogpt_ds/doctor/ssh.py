@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dialogpt_ds.launching.code import CHECKOUT
+from dialogpt_ds.versions import CHECKOUT
 
 CONNECT_SECONDS = 8
 NO_FOLDER, NO_PYTHON, NO_DOCTOR = 101, 102, 103

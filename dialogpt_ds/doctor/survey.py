@@ -19,8 +19,8 @@ from dialogpt_ds.doctor.facts import HostFacts, Request, from_output
 from dialogpt_ds.doctor.ssh import Done, Ssh, run_for, why_not
 from dialogpt_ds.doctor.visit import Visit
 from dialogpt_ds.doctor.visit import from_output as visit_from_output
-from dialogpt_ds.launching.code import CHECKOUT
 from dialogpt_ds.launching.hostfile import Host
+from dialogpt_ds.versions import CHECKOUT
 
 AT_ONCE = 128
 """Hosts that are asked at the same time."""

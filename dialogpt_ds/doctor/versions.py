@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, metadata
 from dialogpt_ds.doctor.facts import HostFacts
 from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
 from dialogpt_ds.doctor.software_facts import required
-from dialogpt_ds.launching.code import PACKAGES
+from dialogpt_ds.versions import PACKAGES
 
 CHECK = "versions"
 SHOWN = ("python", *PACKAGES, "dialogpt-ds")

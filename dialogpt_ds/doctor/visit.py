@@ -9,9 +9,9 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dialogpt_ds.distributed.rendezvous import interface_towards
 from dialogpt_ds.doctor.facts import after_mark
 from dialogpt_ds.files import appears
-from dialogpt_ds.launching.meeting import interface_towards
 
 MARK = "dialogpt-doctor-visit "
 CONNECT_SECONDS = 6.0

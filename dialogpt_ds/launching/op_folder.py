@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.files import replace_file, sha256_of_json
-from dialogpt_ds.launching.code import versions
+from dialogpt_ds.launching.machine_checks import built_ahead, existing_part, unbuilt
 from dialogpt_ds.launching.needed_ops import needed_ops
-from dialogpt_ds.launching.start_checks import built_ahead, existing_part, unbuilt
+from dialogpt_ds.versions import versions
 
 VARIABLE = "TORCH_EXTENSIONS_DIR"
 """Names the folder to torch's extension builder."""

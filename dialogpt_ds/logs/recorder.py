@@ -17,8 +17,8 @@ from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.engine import StepResult
 from dialogpt_ds.training.evaluation import Evaluation
-from dialogpt_ds.training.progress_state import ProgressState, perplexity
 from dialogpt_ds.training.settings import Settings
+from dialogpt_ds.training.state import ProgressState, perplexity
 
 
 class Recorder:

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
+from dialogpt_ds.config.arguments import Attention
 from dialogpt_ds.config.precision import Precision
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.model.presets import Attention
+from dialogpt_ds.hardware import device_of_run
 from dialogpt_ds.model.probe import quiet, takes
-from dialogpt_ds.process import device_of_run
 
 VARLEN = "varlen"
 """Name under which transformers knows torch's attention for sequences of several lengths."""

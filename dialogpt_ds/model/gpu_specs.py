@@ -1,11 +1,10 @@
 """What GPUs and the links between them can do, and which part of it programs reach: every constant of the cost model."""
 
 from dataclasses import dataclass
-from typing import Literal
 
+from dialogpt_ds.config.arguments import Link
 from dialogpt_ds.errors import UserError
 
-Link = Literal["auto", "nvlink", "pcie", "100gbe"]
 Capability = tuple[int, int]
 GIB = 2**30
 

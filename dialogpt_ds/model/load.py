@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dialogpt_ds.config.arguments import Attention
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.model.activation import fuse_activations
 from dialogpt_ds.model.pkl import config_of, is_pkl, read_pkl, shape_of
-from dialogpt_ds.model.presets import POSITIONS, PRESETS, VOCABULARY, Attention, Gpt2Shape, gpt2_shape
+from dialogpt_ds.model.presets import POSITIONS, PRESETS, VOCABULARY, Gpt2Shape, gpt2_shape
 from dialogpt_ds.model.weight_files import shapes_in
 from dialogpt_ds.tokenization import require_hub
 

@@ -2,10 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-Attention = Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"]
-"""Implementations of attention; auto: varlen where device, precision and model have it, else what transformers takes."""
 
 VOCABULARY = 50_257
 POSITIONS = 1_024

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -63,12 +62,6 @@ class GlobalBatch:
     def fractional_epoch(self) -> float:
         """Epochs done after this batch, counted in examples."""
         return self.examples_seen / self.examples_per_epoch
-
-
-def lowest_terms(weights: Sequence[int]) -> tuple[int, ...]:
-    """Return weights divided by their greatest common divisor."""
-    divisor = gcd(*weights)
-    return tuple(weight // divisor for weight in weights)
 
 
 def interleave(weights: Sequence[int]) -> np.ndarray:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from dialogpt_ds.config.schedule import ScheduleName, peak, rate
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.training.schedule import ScheduleName, peak, rate
 
 POINTS = 2_000
 """Steps that are drawn of a long run; the peak is always among them."""

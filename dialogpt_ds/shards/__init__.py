@@ -1,1 +1,1 @@
-"""Tokenised WebDataset shards: cutting, writing, reading."""
+"""Tokenised WebDataset shards: the format, written, read, checked, and fetched from remote places."""

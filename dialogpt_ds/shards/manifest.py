@@ -13,6 +13,8 @@ from dialogpt_ds.files import replace_file, replace_text, sha256_of_file, sha256
 
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
+REPORT = "report.json"
+"""Where everything of the input went; written by preprocessing."""
 TOKENIZER = "tokenizer"
 """Folder beside the shards with the tokenizer they were made with, so that training needs no hub."""
 FORMAT = "dialogpt-ds-shards"

@@ -14,9 +14,8 @@ import numpy as np
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.shards.blocks import MEMBERS, SMALL_MEMBERS, Block, Shape, array_from_npy, smallest_dtype
 from dialogpt_ds.shards.cache import CacheSettings, LostShardError, ShardCache
-from dialogpt_ds.shards.manifest import MANIFEST, Index, Manifest, parse_manifest, read_index, read_manifest
+from dialogpt_ds.shards.manifest import MANIFEST, REPORT, Index, Manifest, parse_manifest, read_index, read_manifest
 from dialogpt_ds.shards.remote import FetchError, address, is_remote, read_small
-from dialogpt_ds.shards.report import REPORT
 
 OPEN_SHARDS = 16
 """Shards that stay mapped at once; a window draws from a few."""

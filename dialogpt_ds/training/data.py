@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
+from dialogpt_ds.distributed.collectives import all_reports
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.order.position import Position, SkippedBlock
 from dialogpt_ds.order.windows import BadBlock
-from dialogpt_ds.training.agreement import all_reports
 from dialogpt_ds.training.loader import Failure, step_batches
 from dialogpt_ds.training.settings import Settings
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
+from dialogpt_ds.distributed.collectives import all_gathered, all_reports
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.model.loss import to_tensors
 from dialogpt_ds.model.saved_bytes import parts_here
 from dialogpt_ds.order.batches import MicroBatch, make_micro_batch
 from dialogpt_ds.order.mixture import Mixture, MixturePosition
 from dialogpt_ds.order.places import examples_in, listed
-from dialogpt_ds.training.agreement import all_gathered, all_reports
 from dialogpt_ds.training.engine import StepResult
-from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.settings import Settings
+from dialogpt_ds.training.state import ProgressState
 
 SPIKE_DEVIATIONS = 6.0
 """A loss is a spike where it lies so many standard deviations above the usual one ..."""

@@ -10,24 +10,24 @@ import torch
 
 from dialogpt_ds.config.batch import BatchSizes
 from dialogpt_ds.config.offload import offload_devices
+from dialogpt_ds.distributed.world import World, free_port, join_world, leave_world
 from dialogpt_ds.errors import in_a_line
+from dialogpt_ds.hardware import device_of_run
 from dialogpt_ds.launching.op_folder import build_notice
-from dialogpt_ds.logs.start_table import start_table
 from dialogpt_ds.model.attention import Isolation
 from dialogpt_ds.model.gpu_specs import CONTEXT, GIB
+from dialogpt_ds.model.memory import States, largest_layer, layout_name, model_states, peak_of_this_process
 from dialogpt_ds.model.micro_batch_trace import Trace
 from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.order.mixture import MixturePosition
-from dialogpt_ds.process import device_of_run
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.engine import start_engine, train_step
 from dialogpt_ds.training.forecast import forecast
-from dialogpt_ds.training.memory import States, largest_layer, layout_name, model_states, peak_of_this_process
 from dialogpt_ds.training.planning import Planning, hosts_of, layout_of, planning_of, trace_of, workload_of
 from dialogpt_ds.training.requirements import offload_problems
 from dialogpt_ds.training.settings import Settings, model_of
+from dialogpt_ds.training.start_table import start_table
 from dialogpt_ds.training.step_cost import buffer_bytes
-from dialogpt_ds.training.world import World, free_port, join_world, leave_world
 
 STEPS = 2
 HOW: dict[Isolation, str] = {

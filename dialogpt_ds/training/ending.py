@@ -5,9 +5,9 @@ import sys
 import traceback
 from typing import NoReturn
 
+from dialogpt_ds.distributed.host_watch import HostContact
 from dialogpt_ds.errors import EXIT_RUN_FAILED
 from dialogpt_ds.redaction import without_secrets
-from dialogpt_ds.training.contact import HostContact
 from dialogpt_ds.training.settings import Settings
 
 LOST_CONTACT = (

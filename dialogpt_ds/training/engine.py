@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from dialogpt_ds.config.schedule import rate
+from dialogpt_ds.distributed.world import collective_limit, limit_groups
 from dialogpt_ds.model.activation import recompute_activations
-from dialogpt_ds.model.arithmetic import DTYPES
+from dialogpt_ds.model.flops import DTYPES
 from dialogpt_ds.model.head import compile_loss
 from dialogpt_ds.model.loss import TargetLoss, to_tensors
 from dialogpt_ds.order.batches import TURN_GROUPS, RankStep
-from dialogpt_ds.training.schedule import rate
 from dialogpt_ds.training.settings import Settings
 from dialogpt_ds.training.step_clock import StepClock
-from dialogpt_ds.training.world import collective_limit, limit_groups
 
 
 def start_engine(settings: Settings, model: Any) -> Any:

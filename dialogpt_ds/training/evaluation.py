@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from dialogpt_ds.distributed.collectives import all_reports
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.model.loss import to_tensors
 from dialogpt_ds.order.batches import TURN_GROUPS, MicroBatch, make_micro_batch, padding_rows
 from dialogpt_ds.order.stream import Rows, RowStream
-from dialogpt_ds.training.agreement import all_reports
-from dialogpt_ds.training.progress_state import perplexity
-from dialogpt_ds.training.world import World
+from dialogpt_ds.training.state import perplexity
 
 GPU_BATCHES = 10
 """Batches of a GPU between questions to all ranks whether one was asked to stop: each question waits for the device."""

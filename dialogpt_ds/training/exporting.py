@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from dialogpt_ds.distributed.lone_work import Tell, first_works
 from dialogpt_ds.export.card import model_card
 from dialogpt_ds.export.folder import FOLDER, Probe, gather_weights, probe, write_export
 from dialogpt_ds.order.mixture import MixturePosition
-from dialogpt_ds.training.lone_work import Tell, first_works
-from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.saver import Saver
+from dialogpt_ds.training.state import ProgressState
 
 
 def export_model(

@@ -1,8 +1,9 @@
 """What a run would do on GPUs that are not here, by the cost model, as text."""
 
+from dialogpt_ds.config.arguments import Link
 from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.model.calibration import ERROR
-from dialogpt_ds.model.gpu_specs import GIB, Gpu, Link, link_of
+from dialogpt_ds.model.gpu_specs import GIB, Gpu, link_of
 from dialogpt_ds.model.micro_batch_trace import Trace
 from dialogpt_ds.model.roofline import MicroBatchCost, cost_of
 from dialogpt_ds.model.workload import Workload

@@ -2,8 +2,8 @@
 
 import torch
 
-from dialogpt_ds.process import resident_memory
-from dialogpt_ds.training.world import World
+from dialogpt_ds.distributed.world import World
+from dialogpt_ds.hardware import resident_memory
 
 GIB = 2**30
 GAUGES = ("seconds_data", "peak_memory_gib", "host_memory_gib", "gpu_memory_gib", "gpu_reserved_gib", "gpu_alloc_retries")

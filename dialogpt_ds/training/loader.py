@@ -8,12 +8,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from dialogpt_ds.distributed.stop_requests import ignore_in_child
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.order.batches import RankStep, Share, rank_step
 from dialogpt_ds.order.mixture import Mixture, MixtureKey, MixturePosition
 from dialogpt_ds.order.windows import BadBlock, BadBlocksError
 from dialogpt_ds.shards.reader import ShardDirectory
-from dialogpt_ds.training.stopping import ignore_in_child
 
 STEPS_AHEAD = 4
 """Optimizer steps that each worker holds ready."""

@@ -9,16 +9,16 @@ import torch
 
 from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.hardware import device_of_run
 from dialogpt_ds.launching import gpu_precision
-from dialogpt_ds.model.arithmetic import DTYPES, Arithmetic, arithmetic_of
 from dialogpt_ds.model.attention import VARLEN_CAPABILITY, isolation_on
+from dialogpt_ds.model.flops import DTYPES, Arithmetic, arithmetic_of
 from dialogpt_ds.model.gpu_specs import Capability, Gpu, gpu_of, link_of
 from dialogpt_ds.model.loss import Planned
 from dialogpt_ds.model.micro_batch_trace import Trace, planned_loss, trace
 from dialogpt_ds.model.probe import head_is_linear
 from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.order.batches import RankStep
-from dialogpt_ds.process import device_of_run
 from dialogpt_ds.training.settings import Settings
 from dialogpt_ds.training.step_cost import Layout
 

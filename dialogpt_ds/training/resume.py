@@ -12,10 +12,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from dialogpt_ds.checkpoints.folder import DAMAGED, CheckpointFolder, DamagedCheckpointError, Summary, difference
+from dialogpt_ds.distributed.collectives import all_gathered, all_reports, from_first
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.files import appears, rename_problem
 from dialogpt_ds.order.mixture import MixturePosition, order_differences, position_from_state
-from dialogpt_ds.training.agreement import all_gathered, all_reports, from_first
 from dialogpt_ds.training.settings import Settings
 
 LOCK = ".lock"

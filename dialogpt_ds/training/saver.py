@@ -7,12 +7,12 @@ from typing import Any
 from dialogpt_ds.checkpoints.folder import CheckpointFolder, Summary
 from dialogpt_ds.checkpoints.load import scaler_state, updates_made
 from dialogpt_ds.checkpoints.writer import SaveError, save_checkpoint
+from dialogpt_ds.distributed.hang_watch import HangWatch
 from dialogpt_ds.export.folder import FOLDER, write_description
 from dialogpt_ds.order.mixture import MixturePosition, order_state
 from dialogpt_ds.training.engine import parameter_group_names
-from dialogpt_ds.training.hang import HangWatch
-from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.settings import Settings
+from dialogpt_ds.training.state import ProgressState
 
 
 class Saver:

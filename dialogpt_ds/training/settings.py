@@ -11,6 +11,7 @@ from dialogpt_ds.config.batch import BatchSizes, resolve_batch
 from dialogpt_ds.config.deepspeed_json import check_deepspeed_config, read_deepspeed_json
 from dialogpt_ds.config.precision import Precision, fill_optimizer, fill_precision, resolve_precision
 from dialogpt_ds.config.sources import NamedSource, parse_sources
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.model.attention import check_attention, set_attention
 from dialogpt_ds.model.load import ModelSource, build_model, check_init_checkpoint, find_model
@@ -22,7 +23,7 @@ from dialogpt_ds.order.windows import BLOCKS_PER_WINDOW
 from dialogpt_ds.redaction import LEFT_OUT, without_secrets
 from dialogpt_ds.shards.cache import CacheSettings
 from dialogpt_ds.shards.reader import ShardDirectory
-from dialogpt_ds.training.inputs import (
+from dialogpt_ds.training.data_checks import (
     check_cache,
     check_model_tokenizer,
     check_row_length,
@@ -31,7 +32,6 @@ from dialogpt_ds.training.inputs import (
     open_evaluation_data,
     tokenizer_of,
 )
-from dialogpt_ds.training.world import World
 
 DEFAULT_CLIPPING = 1.0
 BUILT_IN = "built-in ZeRO-1"

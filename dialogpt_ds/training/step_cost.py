@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dialogpt_ds.config.arguments import Link
 from dialogpt_ds.config.precision import Precision
 from dialogpt_ds.model.gpu_specs import (
     BANDWIDTH_SHARE,
@@ -12,7 +13,6 @@ from dialogpt_ds.model.gpu_specs import (
     LINK_SHARE,
     STEP_SECONDS,
     Gpu,
-    Link,
     link_speed,
 )
 from dialogpt_ds.model.roofline import MicroBatchCost

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dialogpt_ds.conversations import chitchat
-from dialogpt_ds.conversations.dialogpt_tsv import SEPARATOR
+from dialogpt_ds.conversations.formats import chitchat
+from dialogpt_ds.conversations.formats.dialogpt_tsv import SEPARATOR
 from dialogpt_ds.tokenization import Encode, find_tokenizer, make_encoder
 
 

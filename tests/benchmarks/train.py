@@ -70,7 +70,7 @@ def main() -> None:
 
 def usual_precision() -> str:
     """bf16 where it is fast, else fp16 on a GPU and fp32 on a CPU."""
-    from dialogpt_ds.process import bf16_is_fast
+    from dialogpt_ds.hardware import bf16_is_fast
 
     if bf16_is_fast():
         return "bf16"
@@ -126,7 +126,7 @@ def table(arguments: argparse.Namespace, model: str, length: int, shards: Path, 
 
 def flops(model: str, length: int, tokens: float, targets: float) -> float:
     """Return the operations in `tokens` real tokens and `targets` targets; see the head of this file."""
-    from dialogpt_ds.model.arithmetic import Arithmetic
+    from dialogpt_ds.model.flops import Arithmetic
     from dialogpt_ds.model.presets import PRESETS, VOCABULARY
 
     shape = PRESETS[model]
@@ -219,11 +219,11 @@ def prepare(shards: str, model: str, length: int, precision: str) -> Ground:
     """Open shards and build a model with random weights."""
     import torch
 
+    from dialogpt_ds.distributed.world import World, prepare_cpu
     from dialogpt_ds.model.load import build_model, find_model
     from dialogpt_ds.order.mixture import Mixture, MixtureKey
     from dialogpt_ds.order.position import OrderKey
     from dialogpt_ds.shards.reader import ShardDirectory
-    from dialogpt_ds.training.world import World, prepare_cpu
 
     prepare_cpu(World(0, 1, 0))
     torch.manual_seed(0)
@@ -241,7 +241,7 @@ def prepare(shards: str, model: str, length: int, precision: str) -> Ground:
 
 def usual_device() -> str:
     """Return where this machine computes."""
-    from dialogpt_ds.process import device_of_run
+    from dialogpt_ds.hardware import device_of_run
 
     return device_of_run()
 

@@ -139,7 +139,7 @@ def test_dockerignore_is_read_as_the_builder_reads_it() -> None:
     patterns = "# a comment\nshards\n**/__pycache__\n*.pem\ndocs/*\n!docs/kept.md\n"
     for path in ("shards", "shards/a/b", "a/b/__pycache__/c", "__pycache__/c", "a.pem", "docs/other.md"):
         assert ignored(path, patterns), path
-    for path in ("dialogpt_ds/shards/make.py", "a/b.pem", "docs/kept.md", "shards.py", "a comment"):
+    for path in ("dialogpt_ds/preprocessing/make.py", "a/b.pem", "docs/kept.md", "shards.py", "a comment"):
         assert not ignored(path, patterns), path
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dialogpt_ds.conversations.conversation import Record, RejectedRecordError, Turn
-from dialogpt_ds.conversations.dialogpt_tsv import has_weights, read_record
+from dialogpt_ds.conversations.formats.dialogpt_tsv import has_weights, read_record
 from dialogpt_ds.conversations.inputs import open_evaluation, open_inputs
 from dialogpt_ds.errors import UserError
 

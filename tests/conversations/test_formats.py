@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dialogpt_ds.conversations import chat_log, files, jsonl
+from dialogpt_ds.conversations import files
+from dialogpt_ds.conversations.formats import chat_log, jsonl
 from dialogpt_ds.conversations.conversation import Record, RejectedRecordError, Turn
 from dialogpt_ds.conversations.filters import make_filter
 from dialogpt_ds.conversations.inputs import Input, open_inputs
@@ -195,7 +196,13 @@ def test_standard_input_gives_the_shards_of_the_file(tmp_path: Path) -> None:
     text = "".join(json.dumps({"turns": [f"number {n}", "ünïcödé 你好" * 50]}) + "\n" for n in range(30_000))
     assert len(text) > files.HEAD_BYTES
     (tmp_path / "a.jsonl").write_text(text)
-    program = [sys.executable, "-c", "import sys; from dialogpt_ds.shards.command import main; sys.exit(main())", "--workers", "2"]
+    program = [
+        sys.executable,
+        "-c",
+        "import sys; from dialogpt_ds.commands.make_shards import main; sys.exit(main())",
+        "--workers",
+        "2",
+    ]
     for name, source in (("piped", "-"), ("file", str(tmp_path / "a.jsonl"))):
         command = [*program, "--input", source, "--output", str(tmp_path / name)]
         done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT, timeout=120)

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 
 from dialogpt_ds.commandline import parse
+from dialogpt_ds.commands.dashboard import main
 from dialogpt_ds.config.arguments import TrainingArguments
-from dialogpt_ds.dashboard.command import main
 from dialogpt_ds.dashboard.panels import CONFIG_COLUMNS, DASHBOARD, LEFT_OUT, REPLIES_TABLE, SUMMARY_COLUMNS, Panel, dashboard_text
 from dialogpt_ds.dashboard.workspace import build_workspace, spec_json
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import EXIT_DONE, EXIT_RUN_FAILED, EXIT_USER_ERROR
 from dialogpt_ds.logs import wandb_service
 from dialogpt_ds.logs.metrics import METRICS, SECTIONS, SOURCE_EPOCHS, STEP, metric_of
-from dialogpt_ds.logs.run_facts import run_facts
-from dialogpt_ds.model.arithmetic import Peak
+from dialogpt_ds.model.flops import Peak
+from dialogpt_ds.training.run_facts import run_facts
 from dialogpt_ds.training.settings import prepare
-from dialogpt_ds.training.world import World
 from tests.conftest import ROOT
 from tests.dashboard.view_server import serving
 from tests.helpers.wandb_server import ENTITY, KEY, hanging_port, refusing_port

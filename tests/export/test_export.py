@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dialogpt_ds.checkpoints.folder import CheckpointFolder
+from dialogpt_ds.commands.export import main
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import RunError
-from dialogpt_ds.export.command import main
 from dialogpt_ds.export.folder import exported_step, probe, write_export
 from dialogpt_ds.files import sha256_of_file
-from dialogpt_ds.training.world import World
 from tests.helpers.rank_pool import RankPool
 from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.run_tasks import weights_of, whole_run

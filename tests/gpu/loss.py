@@ -11,8 +11,8 @@ from torch import nn
 from dialogpt_ds.config.precision import Precision
 from dialogpt_ds.model import head
 from dialogpt_ds.model.activation import fuse_activations
-from dialogpt_ds.model.arithmetic import DTYPES
 from dialogpt_ds.model.attention import VARLEN, register_varlen, set_attention
+from dialogpt_ds.model.flops import DTYPES
 from dialogpt_ds.model.loss import Inputs, TargetLoss, to_tensors
 from dialogpt_ds.order.batches import IGNORED_LABEL, MicroBatch, Share, rank_step
 from dialogpt_ds.order.mixture import Mixture, MixtureKey, MixturePosition

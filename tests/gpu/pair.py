@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from dialogpt_ds.training.world import free_port
+from dialogpt_ds.distributed.world import free_port
 from tests.gpu.common import (
     ON_GPU,
     ROOT,

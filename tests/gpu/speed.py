@@ -57,12 +57,12 @@ COMPILED = Variant("torch_compile", ("--torch_compile",))
 def main(words: Sequence[str]) -> None:
     """Measure what the command line asks for."""
     started = time.monotonic()
-    from dialogpt_ds.training.command import quieten
-    from dialogpt_ds.training.world import World, join_world, leave_world, prepare_cpu, prepare_environment
+    from dialogpt_ds.commandline import quiet_libraries
+    from dialogpt_ds.distributed.world import World, join_world, leave_world, prepare_cpu, prepare_environment
 
     world = World(0, 1, 0)
     prepare_environment(world)
-    quieten()
+    quiet_libraries()
     prepare_cpu(world)
     device = join_world(world)
     try:
@@ -109,7 +109,7 @@ def measured(name: str, rows: int, variant: Variant, device: Any) -> dict[str, A
     """Train some steps, the first of them not counted; returns medians and sums over the others."""
     import torch
 
-    from dialogpt_ds.model.arithmetic import arithmetic_of
+    from dialogpt_ds.model.flops import arithmetic_of
     from dialogpt_ds.order.mixture import MixturePosition
     from dialogpt_ds.training.data import TrainingData
     from dialogpt_ds.training.engine import start_engine, train_step
@@ -169,7 +169,7 @@ def measured(name: str, rows: int, variant: Variant, device: Any) -> dict[str, A
 @functools.cache
 def peak(device: Any) -> float:
     """Return the operations per second of the device in bf16."""
-    from dialogpt_ds.model.arithmetic import peak_of
+    from dialogpt_ds.model.flops import peak_of
 
     return peak_of(device, "bf16").operations_per_second
 
@@ -178,8 +178,8 @@ def settings_of(name: str, rows: int, variant: Variant) -> Any:
     """Return the settings of a run."""
     from dialogpt_ds.commandline import parse
     from dialogpt_ds.config.arguments import TrainingArguments
+    from dialogpt_ds.distributed.world import World
     from dialogpt_ds.training.settings import prepare
-    from dialogpt_ds.training.world import World
 
     argv = [
         "--model", name, "--train_input_file", str(shards("long")), "--skip_eval", "--output_dir", str(work() / "speed"),

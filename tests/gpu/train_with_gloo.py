@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dialogpt_ds.training import command
+from dialogpt_ds.commands import train as command
 
 if __name__ == "__main__":
     if os.environ.get("DS_ACCELERATOR") != "cpu":

@@ -43,8 +43,8 @@ def main() -> None:
 
 def count() -> int:
     """Be launch/train.py with the waits of some steps counted; returns its exit code."""
-    from dialogpt_ds.training import run
-    from dialogpt_ds.training.command import main as train
+    from dialogpt_ds.commands.train import main as train
+    from dialogpt_ds.training import loop as run
 
     waits, real = Waits(), run.TrainingRun._step
 

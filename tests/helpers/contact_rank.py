@@ -13,9 +13,9 @@ from datetime import timedelta
 
 import torch
 
+from dialogpt_ds.distributed import host_watch as contact
+from dialogpt_ds.distributed.world import world_from_environment
 from dialogpt_ds.launching.processes import adopt_scheduler, is_task_of_scheduler
-from dialogpt_ds.training import contact
-from dialogpt_ds.training.world import world_from_environment
 
 
 def play_stranger() -> None:

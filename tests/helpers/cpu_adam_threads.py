@@ -10,8 +10,8 @@ import sys
 
 import torch
 
-from dialogpt_ds.training.cores import loaded_libraries
-from dialogpt_ds.training.world import prepare_cpu, prepare_environment, world_from_environment
+from dialogpt_ds.distributed.cores import loaded_libraries
+from dialogpt_ds.distributed.world import prepare_cpu, prepare_environment, world_from_environment
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import psutil
 import torch
 
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.order.mixture import MixturePosition, order_state
 from dialogpt_ds.training.data import TrainingData
-from dialogpt_ds.training.start import check_same_run
-from dialogpt_ds.training.world import World
+from dialogpt_ds.training.rank_checks import check_same_run
 from tests.helpers.rank_tasks import engine_of, settings_of
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def compare_runs(world: World, argvs: list[list[str]]) -> str:
 
 def compare_other_code(world: World, argv: list[str]) -> str:
     """Return what is said where rank 1 has another torch and another copy of the code."""
-    from dialogpt_ds.training import start
+    from dialogpt_ds.training import rank_checks as start
 
     real = start.versions, start.code_sha256
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from dialogpt_ds.training.world import free_port
+from dialogpt_ds.distributed.world import free_port
 from tests.conftest import ROOT
 
 TRAIN = str(ROOT / "launch" / "train.py")

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from dialogpt_ds.training.world import World, free_port
+from dialogpt_ds.distributed.world import World, free_port
 
 
 def _serve(rank: int, size: int, port: int, pipe: Connection) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    from dialogpt_ds.training.command import quieten
-    from dialogpt_ds.training.world import join_world, prepare_cpu, prepare_environment
+    from dialogpt_ds.commandline import quiet_libraries
+    from dialogpt_ds.distributed.world import join_world, prepare_cpu, prepare_environment
 
     world = World(rank, size, rank)
     prepare_environment(world)
-    quieten()
+    quiet_libraries()
     prepare_cpu(world)
     join_world(world)
     while True:

@@ -8,6 +8,7 @@ import torch
 
 from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.model.load import build_model
 from dialogpt_ds.model.loss import to_tensors
 from dialogpt_ds.model.saved_bytes import activations_measured
@@ -17,7 +18,6 @@ from dialogpt_ds.order.stream import RowStream
 from dialogpt_ds.training.engine import start_engine, train_step
 from dialogpt_ds.training.evaluation import evaluate
 from dialogpt_ds.training.settings import Settings, prepare
-from dialogpt_ds.training.world import World
 
 
 def settings_of(world: World, argv: list[str]) -> Settings:

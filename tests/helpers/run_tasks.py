@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
+from dialogpt_ds.distributed.hang_watch import HangWatch
+from dialogpt_ds.distributed.stop_requests import StopRequests
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.files import sha256_of_file
 from dialogpt_ds.model.load import build_model
-from dialogpt_ds.training.hang import HangWatch
+from dialogpt_ds.training.loop import TrainingRun
 from dialogpt_ds.training.resume import first_look
-from dialogpt_ds.training.run import TrainingRun
-from dialogpt_ds.training.stopping import StopRequests
-from dialogpt_ds.training.world import World
 from tests.helpers.rank_tasks import settings_of
 
 

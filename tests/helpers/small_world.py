@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dialogpt_ds.shards.make import ShardArguments, make_shards
+from dialogpt_ds.preprocessing.make import ShardArguments, make_shards
 from dialogpt_ds.tokenization import _byte_characters
 from tests.conftest import write_tsv
 

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deepspeed.accelerator import get_accelerator
 
-from dialogpt_ds.training.command import main
+from dialogpt_ds.commands.train import main
 
 if __name__ == "__main__":
     type(get_accelerator()).is_fp16_supported = lambda self: True

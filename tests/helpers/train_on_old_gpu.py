@@ -11,7 +11,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed  # noqa: F401 - before what follows: it would load drivers
 import torch
 
-from dialogpt_ds.training.command import main
+from dialogpt_ds.commands.train import main
 
 if __name__ == "__main__":
     del os.environ["DS_ACCELERATOR"]

@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dialogpt_ds.training.command import main
+from dialogpt_ds.commands.train import main
 
 
 def die() -> None:

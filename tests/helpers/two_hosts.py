@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dialogpt_ds.training.stopping import PR_SET_PDEATHSIG
+from dialogpt_ds.distributed.stop_requests import PR_SET_PDEATHSIG
 from tests.conftest import ROOT
 from tests.helpers.launch import Launched, clean_environment
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dialogpt_ds.training.world import free_port
+from dialogpt_ds.distributed.world import free_port
 from tests.helpers.launch import Launched, python, run
 
 

@@ -10,11 +10,11 @@ from dialogpt_ds.config.precision import Precision
 from dialogpt_ds.model.calibration import preset_config
 from dialogpt_ds.model.gpu_specs import CONTEXT, GIB, gpu_of, link_of
 from dialogpt_ds.model.loss import Planned, TargetLoss
+from dialogpt_ds.model.memory import largest_layer, model_states
 from dialogpt_ds.model.micro_batch_trace import planned_loss, trace
 from dialogpt_ds.model.presets import VOCABULARY
 from dialogpt_ds.model.roofline import cost_of
 from dialogpt_ds.model.workload import Workload
-from dialogpt_ds.training.memory import largest_layer, model_states
 from dialogpt_ds.training.step_cost import Layout, buffer_bytes, step_cost
 from tests.conftest import ROOT
 

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 layers and 12 heads like 117M, 48 wide; and the shards."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from dialogpt_ds.shards.make import ShardArguments, make_shards
+    from dialogpt_ds.preprocessing.make import ShardArguments, make_shards
 
     folder = tmp_path_factory.mktemp("overfit")
     torch.manual_seed(0)

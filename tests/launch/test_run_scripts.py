@@ -24,7 +24,7 @@ RANK=0 WORLD_SIZE={gpus} LOCAL_RANK=0 exec python "$@" --print_config
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards with a limit of 512 tokens, enough for a step of the largest global batch."""
-    from dialogpt_ds.shards.make import ShardArguments, make_shards
+    from dialogpt_ds.preprocessing.make import ShardArguments, make_shards
 
     folder = tmp_path_factory.mktemp("data512")
     source = write_tsv(folder / "all.tsv", 3_000)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dialogpt_ds.launching.code import IMAGE_REVISION, code_sha256, git_revision, versions
+from dialogpt_ds.versions import IMAGE_REVISION, code_sha256, git_revision, versions
 
 
 def test_the_revision_is_that_of_the_checkout_and_says_whether_files_differ(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dialogpt_ds.launching.meeting import interface_towards, name_interface
+from dialogpt_ds.distributed.rendezvous import interface_towards, name_interface
 from tests.helpers.launch import Launched, python
 
 WAITING = """
 import time
-from dialogpt_ds.launching import meeting
+from dialogpt_ds.distributed import rendezvous as meeting
 meeting.FIRST_WORD_SECONDS = meeting.SECONDS_BETWEEN_WORDS = 0.2
 meeting.MOST_SECONDS = {most}
 with meeting.Meeting({rank}, {size}, {speaks}):
@@ -77,7 +77,7 @@ def test_the_interface_towards_this_host_is_no_loopback() -> None:
 def test_gloo_and_nccl_are_told_the_same_interface(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], told: dict[str, str]
 ) -> None:
-    from dialogpt_ds.launching import meeting
+    from dialogpt_ds.distributed import rendezvous as meeting
 
     monkeypatch.setattr(meeting, "interface_towards", lambda address: ("eth1", "10.0.0.7") if address == "node07" else None)
     monkeypatch.setattr(os, "environ", {"MASTER_ADDR": "node07"} | given)
@@ -108,7 +108,7 @@ def test_a_port_that_is_taken_is_said(small_world: tuple[Path, Path], tmp_path: 
 
 
 def test_what_nccl_says_is_not_taken_for_a_network_that_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dialogpt_ds.training.world import _why_apart
+    from dialogpt_ds.distributed.world import _why_apart
 
     monkeypatch.setenv("MASTER_ADDR", "node07")
     monkeypatch.setenv("MASTER_PORT", "29500")

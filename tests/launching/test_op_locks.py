@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dialogpt_ds.launching import op_locks
-from dialogpt_ds.launching.op_locks import release_stale_locks
+from dialogpt_ds.distributed import op_locks
+from dialogpt_ds.distributed.op_locks import release_stale_locks
 
 HOLDER = """
 import sys, time

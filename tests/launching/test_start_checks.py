@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from dialogpt_ds.launching import start_checks
+from dialogpt_ds.launching import machine_checks as start_checks
 from dialogpt_ds.launching.checkpoint_size import approximate_parameters, checkpoint_bytes
-from dialogpt_ds.launching.needed_ops import BuildTools, build_problems, needed_ops
-from dialogpt_ds.launching.nvidia import num_pci_gpus, why_unused
-from dialogpt_ds.launching.start_checks import (
+from dialogpt_ds.launching.machine_checks import (
     LaunchedRank,
     launch_problems,
     shared_memory_findings,
     shared_memory_text,
 )
+from dialogpt_ds.launching.needed_ops import BuildTools, build_problems, needed_ops
+from dialogpt_ds.launching.nvidia import num_pci_gpus, why_unused
 from dialogpt_ds.model.load import find_model
 
 TORCH_ADAM = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}

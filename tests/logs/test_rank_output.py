@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from dialogpt_ds.logs.rank_output import RankStream, mark_lines_of
-from dialogpt_ds.training.world import World
+from dialogpt_ds.distributed.rank_output import RankStream, mark_lines_of
+from dialogpt_ds.distributed.world import World
 
 
 def test_each_line_has_the_prefix_and_half_lines_wait() -> None:

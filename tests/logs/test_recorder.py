@@ -8,12 +8,12 @@ import pytest
 
 from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.logs import metrics
 from dialogpt_ds.logs.record import Record, Reply
 from dialogpt_ds.logs.recorder import Recorder
-from dialogpt_ds.training.progress_state import ProgressState
 from dialogpt_ds.training.settings import Settings, prepare
-from dialogpt_ds.training.world import World
+from dialogpt_ds.training.state import ProgressState
 from tests.conftest import ROOT
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dialogpt_ds.model.arithmetic import Arithmetic, arithmetic_of, measured_peak, peak_by_name, peak_of
+from dialogpt_ds.model.flops import Arithmetic, arithmetic_of, measured_peak, peak_by_name, peak_of
 
 
 def test_the_weights_of_a_gpt2_are_those_of_its_shape() -> None:

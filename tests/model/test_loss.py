@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.model.loss import TargetLoss, to_tensors
 from dialogpt_ds.order.batches import TURN_GROUPS, Share, padding_rows, rank_step
 from dialogpt_ds.order.mixture import GlobalBatch, Mixture, MixtureKey, MixturePosition
 from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.shards.reader import ShardDirectory
-from dialogpt_ds.training.world import World
 from tests.helpers import rank_tasks
 from tests.helpers.rank_pool import RankPool
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from dialogpt_ds.commands.import_pkl import main
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.export.pkl_command import main
 from dialogpt_ds.model.load import build_model, check_init_checkpoint, find_model
 from dialogpt_ds.model.pkl import read_pkl
 

@@ -10,9 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.model.activation import fuse_activations, recompute_activations
-from dialogpt_ds.model.arithmetic import peak_by_name
 from dialogpt_ds.model.attention import Isolation, isolation_of
 from dialogpt_ds.model.calibration import HIGHEST, LOWEST, PUBLISHED, Published, dense_trace, modelled, preset_config
+from dialogpt_ds.model.flops import peak_by_name
 from dialogpt_ds.model.gpu_specs import FLASH_TILE, GPUS, gpu_of, link_of
 from dialogpt_ds.model.loss import Planned, TargetLoss
 from dialogpt_ds.model.micro_batch_trace import Trace, planned_loss, trace

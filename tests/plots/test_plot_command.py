@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dialogpt_ds.commands.plot import main
 from dialogpt_ds.errors import EXIT_DONE, EXIT_USER_ERROR
-from dialogpt_ds.plots.command import main
 from dialogpt_ds.plots.curves import running_mean
 from dialogpt_ds.plots.runs import read_runs, seconds_by_part
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from dialogpt_ds.errors import RunError, UserError
-from dialogpt_ds.shards import parts
-from dialogpt_ds.shards.arguments import ShardArguments
-from dialogpt_ds.shards.dedupe import BUCKETS, duplicates
-from dialogpt_ds.shards.make import make_shards
+from dialogpt_ds.preprocessing import parts
+from dialogpt_ds.preprocessing.arguments import ShardArguments
+from dialogpt_ds.preprocessing.dedupe import BUCKETS, duplicates
+from dialogpt_ds.preprocessing.make import make_shards
 from dialogpt_ds.shards.reader import ShardDirectory
 from tests.conftest import write_tsv
 from tests.helpers.small_world import byte_tokenizer

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from dialogpt_ds.shards import examples
+from dialogpt_ds.preprocessing import cutting as examples
 
 
 class TurnSlice(NamedTuple):

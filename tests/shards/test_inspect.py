@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from dialogpt_ds.shards.inspect import examples_as_text, main, spread
+from dialogpt_ds.preprocessing.inspect import examples_as_text, main, spread
 from dialogpt_ds.shards.reader import ShardDirectory
 from tests.conftest import ROOT
 from tests.helpers.damage import damage_member

@@ -8,7 +8,7 @@ import pytest
 import webdataset
 
 from dialogpt_ds.errors import RunError, UserError
-from dialogpt_ds.shards.make import ShardArguments, make_shards
+from dialogpt_ds.preprocessing.make import ShardArguments, make_shards
 from dialogpt_ds.shards.manifest import read_manifest
 from dialogpt_ds.shards.reader import DamagedShardError, ShardDirectory
 from dialogpt_ds.tokenization import find_tokenizer

@@ -13,9 +13,9 @@ import pytest
 from filelock import FileLock
 
 from dialogpt_ds.errors import RunError, UserError
+from dialogpt_ds.preprocessing.arguments import ShardArguments
+from dialogpt_ds.preprocessing.make import make_shards
 from dialogpt_ds.shards import parts, workplace
-from dialogpt_ds.shards.arguments import ShardArguments
-from dialogpt_ds.shards.make import make_shards
 from tests.conftest import ROOT, write_tsv
 
 SMALL_PARTS = 20_000
@@ -79,7 +79,7 @@ def test_two_runs_on_one_folder_the_second_stops(tmp_path: Path) -> None:
 def start(source: Path, output: Path, *options: str) -> subprocess.Popen[str]:
     """Start a real run with small parts, in a process group of its own."""
     program = f"import sys; from dialogpt_ds.shards import parts; parts.PART_BYTES = {SMALL_PARTS}; " \
-        "from dialogpt_ds.shards.command import main; sys.exit(main())"  # fmt: skip
+        "from dialogpt_ds.commands.make_shards import main; sys.exit(main())"  # fmt: skip
     command = [sys.executable, "-c", program, "--input", str(source), "--output", str(output), "--workers", "2", *options]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
@@ -161,7 +161,7 @@ def test_a_worker_that_is_killed_is_reported_and_the_next_run_goes_on(tmp_path: 
 
 def test_standard_input_that_changed_is_found_out(tmp_path: Path) -> None:
     text = write_tsv(tmp_path / "a.tsv", 1_000).read_text()
-    program = [sys.executable, "-c", "import sys; from dialogpt_ds.shards.command import main; sys.exit(main())"]
+    program = [sys.executable, "-c", "import sys; from dialogpt_ds.commands.make_shards import main; sys.exit(main())"]
     program += ["--input", "-", "--output", str(tmp_path / "out"), "--workers", "1"]
     first = subprocess.run(program, input=text + "no tab\n" * 500, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert first.returncode == 1, first.stderr
@@ -271,7 +271,7 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9_000,) * 2);"
         f"sys.argv[1:] = ['--input', {str(source)!r}, '--output', {str(tmp_path / 'out')!r}, '--workers', '2'];"
         f"from dialogpt_ds.shards import parts; parts.PART_BYTES = {SMALL_PARTS};"
-        "from dialogpt_ds.shards.command import main; sys.exit(main())"
+        "from dialogpt_ds.commands.make_shards import main; sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stdout + done.stderr

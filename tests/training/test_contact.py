@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dialogpt_ds.training.world import free_port
+from dialogpt_ds.distributed.world import free_port
 from tests.conftest import ROOT
 from tests.helpers.launch import clean_environment
 

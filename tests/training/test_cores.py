@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dialogpt_ds.training import world as module
-from dialogpt_ds.training.world import World, free_port, prepare_cpu
+from dialogpt_ds.distributed import world as module
+from dialogpt_ds.distributed.world import World, free_port, prepare_cpu
 from tests.conftest import ROOT
 from tests.helpers.launch import BIN, clean_environment
 

@@ -114,9 +114,9 @@ def test_a_look_ahead_changes_no_row_and_a_failure_seen_by_it_is_told_before_any
 
 def one_process(small_world: tuple[Path, Path], data: Path, folder: Path, options: list[str]) -> dict[str, Any]:
     """The same run in one process: 16 rows a step in its micro-batches."""
+    from dialogpt_ds.distributed.world import World
     from dialogpt_ds.order.mixture import MixturePosition, order_state
     from dialogpt_ds.training.data import TrainingData
-    from dialogpt_ds.training.world import World
     from tests.helpers.rank_tasks import settings_of
 
     settings = settings_of(World(0, 1, 0), [*argv_of(small_world, data, folder, *options), "--train_batch_size", "16"])

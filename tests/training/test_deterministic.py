@@ -12,7 +12,7 @@ from tests.helpers.run_tasks import losses_of, weights_of
 SmallWorld = tuple[Path, Path]
 SWITCHES = """
 import os, torch
-from dialogpt_ds.training.world import compute_deterministically
+from dialogpt_ds.distributed.world import compute_deterministically
 compute_deterministically()
 assert not torch.cuda.is_initialized()
 print(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),

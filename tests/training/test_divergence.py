@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from dialogpt_ds.shards.inspect import main as inspect
-from dialogpt_ds.shards.make import ShardArguments, make_shards
+from dialogpt_ds.distributed.world import World
+from dialogpt_ds.preprocessing.inspect import main as inspect
+from dialogpt_ds.preprocessing.make import ShardArguments, make_shards
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.divergence import USUAL_STEPS, DivergenceWatch, Scale
 from dialogpt_ds.training.engine import StepResult
-from dialogpt_ds.training.progress_state import ProgressState
-from dialogpt_ds.training.world import World
+from dialogpt_ds.training.state import ProgressState
 from tests.conftest import write_tsv
 from tests.helpers import rank_tasks
 from tests.helpers.rank_pool import RankPool

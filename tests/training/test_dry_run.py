@@ -11,8 +11,8 @@ import torch
 
 from dialogpt_ds.model.activation import recompute_activations
 from dialogpt_ds.model.loss import TargetLoss
+from dialogpt_ds.model.memory import largest_layer, model_states
 from dialogpt_ds.model.saved_bytes import activations_measured
-from dialogpt_ds.training.memory import largest_layer, model_states
 from tests.conftest import ROOT
 from tests.helpers import rank_tasks
 from tests.helpers.launch import clean_environment, deepspeed, torchrun

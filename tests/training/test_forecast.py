@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.model.gpu_specs import GIB, gpu_of
+from dialogpt_ds.model.memory import model_states
 from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.training import dry_run
 from dialogpt_ds.training.forecast import forecast
-from dialogpt_ds.training.memory import model_states
 from dialogpt_ds.training.planning import Planning, hosts_of, layout_of, planning_of, trace_of
 from dialogpt_ds.training.settings import Settings, model_of
-from dialogpt_ds.training.world import World
 from tests.helpers.rank_tasks import settings_of, write_deepspeed
 
 SmallWorld = tuple[Path, Path]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dialogpt_ds.training.world import SECONDS_AFTER_HANG, WITHOUT_LIMIT, World
+from dialogpt_ds.distributed.world import SECONDS_AFTER_HANG, WITHOUT_LIMIT, World
 from tests.helpers.rank_pool import RankPool
 from tests.helpers.rank_tasks import engine_of, settings_of, write_deepspeed
 

@@ -3,7 +3,7 @@
 import pytest
 from torch._C import _distributed_c10d
 
-from dialogpt_ds.training.hang import _collectives
+from dialogpt_ds.distributed.hang_watch import _collectives
 
 
 def test_what_nccl_still_waits_for_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:

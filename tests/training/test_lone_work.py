@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import RunError
-from dialogpt_ds.training.world import World
 from tests.helpers.rank_pool import RankPool
 
 CPU = torch.device("cpu")
@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 
 def lone_work(world: World, folder: Path, error: Exception | None, num_words: int) -> tuple[str, str]:
     """Return what a rank gets, or its error's message, and what rank 0 has on its screen."""
-    from dialogpt_ds.training import lone_work
-    from dialogpt_ds.training.hang import HangWatch
+    from dialogpt_ds.distributed import lone_work
+    from dialogpt_ds.distributed.hang_watch import HangWatch
 
     def work(tell: Callable[[str], None]) -> str:
         assert world.is_first

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dialogpt_ds.training.command import main
+from dialogpt_ds.commands.train import main
 from tests.helpers.rank_tasks import write_deepspeed
 
 SmallWorld = tuple[Path, Path]
@@ -217,8 +217,8 @@ def test_print_config_shows_what_would_run_and_stops(
 def test_an_evaluation_tsv_is_read_like_shards_of_it(small_world: SmallWorld, tmp_path: Path) -> None:
     from dialogpt_ds.commandline import parse
     from dialogpt_ds.config.arguments import TrainingArguments
+    from dialogpt_ds.distributed.world import World
     from dialogpt_ds.training.settings import prepare
-    from dialogpt_ds.training.world import World
 
     file = tmp_path / "dev.tsv"
     file.write_text("1.0 hello EOS 0.0 there\t1.0 you\nhi\tone\n")

@@ -6,7 +6,7 @@ import pytest
 
 from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.order.mixture import MixturePosition
-from dialogpt_ds.training.progress_state import ProgressState, perplexity
+from dialogpt_ds.training.state import ProgressState, perplexity
 
 
 def step_of(epoch: int, weight: float) -> RankStep:

@@ -10,13 +10,13 @@ from filelock import FileLock
 from dialogpt_ds.checkpoints.folder import CheckpointFolder, Summary, sums_of
 from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.order.mixture import MixturePosition, order_state
 from dialogpt_ds.order.position import Position
 from dialogpt_ds.training import resume
 from dialogpt_ds.training.resume import check_fits, choose, first_look, lock_output, position_to_go_on_from
 from dialogpt_ds.training.settings import Settings, prepare
-from dialogpt_ds.training.world import World
 from tests.helpers.append_only import append_only
 from tests.helpers.data_tasks import renames_error, shared_disk_error
 from tests.helpers.launch import python, run

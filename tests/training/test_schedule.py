@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dialogpt_ds.training.schedule import peak, rate
+from dialogpt_ds.config.schedule import peak, rate
 
 DIALOGPT = {
     "learning_rate": 1e-5,

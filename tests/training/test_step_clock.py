@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.training.gauges import GAUGES, largest, told_by_this_rank
 from dialogpt_ds.training.step_clock import StepClock
-from dialogpt_ds.training.world import World
 
 
 class Event:

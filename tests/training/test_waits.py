@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from dialogpt_ds.training.run import TrainingRun
-from dialogpt_ds.training.world import World
+from dialogpt_ds.distributed.world import World
+from dialogpt_ds.training.loop import TrainingRun
 from tests.helpers.rank_pool import RankPool
 from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.run_tasks import whole_run

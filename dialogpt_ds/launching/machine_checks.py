@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.hardware import device_of_run
 from dialogpt_ds.launching import gpu_precision
 from dialogpt_ds.launching.environment_file import find_environment_files, read_environment_file
 from dialogpt_ds.launching.needed_ops import NeededOp, build_problems, find_build_tools, needed_ops
 from dialogpt_ds.launching.nvidia import num_device_files, num_pci_gpus, why_unused
-from dialogpt_ds.process import device_of_run
 
 SHARED_MEMORY = Path("/dev/shm")
 CPU_RANK_BYTES = 69_000_000

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "deepspeed", "transformers", "webdataset", "wandb", "jsonargparse")
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
 """Where the code lies, if it was not installed from a wheel."""
 IMAGE_REVISION = "DIALOGPT_REVISION"

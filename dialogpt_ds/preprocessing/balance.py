@@ -11,9 +11,9 @@ import numpy as np
 
 from dialogpt_ds.conversations.filters import RULES
 from dialogpt_ds.files import replace_text
-from dialogpt_ds.shards.parts import Part
+from dialogpt_ds.preprocessing.parts import Part
+from dialogpt_ds.shards.manifest import REPORT
 
-REPORT = "report.json"
 REJECTS = "rejects.jsonl"
 
 

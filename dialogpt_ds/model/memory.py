@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from dialogpt_ds.config.precision import Precision
-from dialogpt_ds.process import peak_memory
+from dialogpt_ds.hardware import peak_memory
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,14 @@
 
 import io
 import json
-import logging
-import os
 import sys
-import warnings
 from typing import TYPE_CHECKING
 
-from dialogpt_ds.commandline import make_folder, parse, run_command
+from dialogpt_ds.commandline import make_folder, parse, quiet_libraries, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.config.offload import offload_devices
-from dialogpt_ds.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
-from dialogpt_ds.launching.checkpoint_size import approximate_parameters, checkpoint_bytes
-from dialogpt_ds.launching.nvidia import cpu_is_meant
-from dialogpt_ds.launching.op_folder import build_notice
-from dialogpt_ds.launching.processes import adopt_scheduler
-from dialogpt_ds.launching.start_checks import LaunchedRank, launch_problems
-from dialogpt_ds.logs.rank_output import mark_lines_of
-from dialogpt_ds.logs.tensorboard import require_tensorboard
-from dialogpt_ds.process import device_of_run
-from dialogpt_ds.redaction import without_secrets
-from dialogpt_ds.training.requirements import check_requirements
-from dialogpt_ds.training.world import (
+from dialogpt_ds.distributed.rank_output import mark_lines_of
+from dialogpt_ds.distributed.world import (
     World,
     check_world,
     compute_deterministically,
@@ -33,6 +20,16 @@ from dialogpt_ds.training.world import (
     with_own_device,
     world_from_environment,
 )
+from dialogpt_ds.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from dialogpt_ds.hardware import device_of_run
+from dialogpt_ds.launching.checkpoint_size import approximate_parameters, checkpoint_bytes
+from dialogpt_ds.launching.machine_checks import LaunchedRank, launch_problems
+from dialogpt_ds.launching.nvidia import cpu_is_meant
+from dialogpt_ds.launching.op_folder import build_notice
+from dialogpt_ds.launching.processes import adopt_scheduler
+from dialogpt_ds.logs.tensorboard import require_tensorboard
+from dialogpt_ds.redaction import without_secrets
+from dialogpt_ds.training.requirements import check_requirements
 
 if TYPE_CHECKING:
     from dialogpt_ds.training.settings import Settings
@@ -64,7 +61,7 @@ def _train(argv: list[str] | None, world: World) -> int:
         world = with_own_device(world)
     on_cpu_by_choice = cpu_is_meant()
     if not arguments.verbose:
-        quieten()
+        quiet_libraries()
     from dialogpt_ds.training.settings import prepare
 
     settings = prepare(parsed, world)
@@ -87,7 +84,7 @@ def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
         require_tensorboard()
     from dialogpt_ds.export.folder import FOLDER, exported_step
     from dialogpt_ds.training.resume import first_look, lock_output
-    from dialogpt_ds.training.whole_run import confirm_finished, train
+    from dialogpt_ds.training.run import confirm_finished, train
 
     step = first_look(settings)
     if step is not None and step >= arguments.num_optim_steps and exported_step(settings.output_dir / FOLDER) == step:
@@ -174,19 +171,3 @@ def print_config(what_runs: dict[str, object], deepspeed: dict[str, object]) -> 
     print(yaml.safe_dump(what_runs, sort_keys=False, allow_unicode=True))
     print("# ds_config.json")
     print(json.dumps(deepspeed, indent=2))
-
-
-def quieten() -> None:
-    """Leave only the warnings that matter of what the libraries say; --verbose brings them back."""
-    import torch
-
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find the same, and warn about it
-    os.environ.setdefault("WANDB_SILENT", "true")
-    for name in ("DeepSpeed", "transformers", "torch.distributed", "wandb", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch")

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from dialogpt_ds.model.arithmetic import Peak
+from dialogpt_ds.config.schedule import peak
+from dialogpt_ds.model.flops import Peak
 from dialogpt_ds.redaction import without_secrets
-from dialogpt_ds.training.schedule import peak
 from dialogpt_ds.training.settings import BUILT_IN, Settings
 
 ATTENTION = {

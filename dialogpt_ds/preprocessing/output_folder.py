@@ -13,12 +13,12 @@ from filelock import FileLock, Timeout
 from dialogpt_ds.conversations.inputs import Input
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.files import replace_text
-from dialogpt_ds.shards import parts as part_settings
-from dialogpt_ds.shards.arguments import ShardArguments, Share, encoding_settings
-from dialogpt_ds.shards.encoding import TRAIN, VALIDATION
-from dialogpt_ds.shards.manifest import INDEX, MANIFEST
-from dialogpt_ds.shards.parts import PARTS
-from dialogpt_ds.shards.report import REJECTS, REPORT
+from dialogpt_ds.preprocessing import parts as part_settings
+from dialogpt_ds.preprocessing.arguments import ShardArguments, Share, encoding_settings
+from dialogpt_ds.preprocessing.balance import REJECTS
+from dialogpt_ds.preprocessing.encoding import TRAIN, VALIDATION
+from dialogpt_ds.preprocessing.parts import PARTS
+from dialogpt_ds.shards.manifest import INDEX, MANIFEST, REPORT
 
 CONFIGURATION = "configuration.json"
 LOCK = ".lock"

@@ -9,8 +9,8 @@ from dialogpt_ds.conversations.filters import PATTERNS
 from dialogpt_ds.conversations.inputs import FormatName, TurnWeights
 from dialogpt_ds.conversations.targets import Targets
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.shards.encoding import EncodingSettings
-from dialogpt_ds.shards.executors import check_executor
+from dialogpt_ds.preprocessing.encoding import EncodingSettings
+from dialogpt_ds.preprocessing.executors import check_executor
 
 
 @dataclass

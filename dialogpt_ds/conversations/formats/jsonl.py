@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from dialogpt_ds.conversations.conversation import Conversation, Record, RejectedRecordError, Turn, decoded
-from dialogpt_ds.conversations.dialogpt_tsv import SEPARATOR
+from dialogpt_ds.conversations.formats.dialogpt_tsv import SEPARATOR
 
 LISTS = ("messages", "conversations", "conversation", "turns", "dialog", "dialogue")
 ROLES = ("role", "from", "speaker", "name")

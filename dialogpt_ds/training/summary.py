@@ -5,8 +5,8 @@ from pathlib import Path
 
 from dialogpt_ds.logs.progress import clock
 from dialogpt_ds.logs.text_logs import METRICS, REPLIES, TRAIN_LOG
-from dialogpt_ds.training.progress_state import ProgressState, perplexity
 from dialogpt_ds.training.settings import Settings
+from dialogpt_ds.training.state import ProgressState, perplexity
 
 
 class RunClock:

@@ -14,9 +14,9 @@ from dialogpt_ds.conversations.conversation import Conversation, RejectedRecordE
 from dialogpt_ds.conversations.filters import RULES, make_filter
 from dialogpt_ds.conversations.inputs import Input
 from dialogpt_ds.conversations.targets import Targets, reversed_direction, turn_weights
+from dialogpt_ds.preprocessing.cutting import cut_conversation
+from dialogpt_ds.preprocessing.parts import COLUMNS, DIGEST, Part, PartTask, Reject
 from dialogpt_ds.shards.blocks import Block, smallest_dtype
-from dialogpt_ds.shards.examples import cut_conversation
-from dialogpt_ds.shards.parts import COLUMNS, DIGEST, Part, PartTask, Reject
 from dialogpt_ds.tokenization import Encode, find_tokenizer, make_encoder
 
 TRAIN, VALIDATION = "train", "validation"

@@ -5,7 +5,7 @@ import socket
 import sys
 from typing import TextIO
 
-from dialogpt_ds.training.world import World, spans_hosts
+from dialogpt_ds.distributed.world import World, spans_hosts
 
 
 class RankStream(io.TextIOBase):

@@ -17,15 +17,15 @@ from tqdm import tqdm
 from dialogpt_ds.commandline import make_folder
 from dialogpt_ds.conversations.inputs import Input, open_inputs
 from dialogpt_ds.errors import RunError, UserError
-from dialogpt_ds.process import peak_memory
-from dialogpt_ds.shards.arguments import ShardArguments, Share, check_arguments, encoding_settings
-from dialogpt_ds.shards.dedupe import duplicates
-from dialogpt_ds.shards.encoding import SPLITS, EncodingSettings, part_encoder, tokenizer_of
-from dialogpt_ds.shards.executors import in_order, open_executor
+from dialogpt_ds.hardware import peak_memory
+from dialogpt_ds.preprocessing.arguments import ShardArguments, Share, check_arguments, encoding_settings
+from dialogpt_ds.preprocessing.balance import REJECTS, Balance, write_report
+from dialogpt_ds.preprocessing.dedupe import duplicates
+from dialogpt_ds.preprocessing.encoding import SPLITS, EncodingSettings, part_encoder, tokenizer_of
+from dialogpt_ds.preprocessing.executors import in_order, open_executor
+from dialogpt_ds.preprocessing.output_folder import CONFIGURATION_KEY, Workplace, configuration_of
+from dialogpt_ds.preprocessing.parts import Part, PartTask, Reject, all_tasks, part_path, read_digests
 from dialogpt_ds.shards.manifest import TOKENIZER, Manifest, read_manifest
-from dialogpt_ds.shards.parts import Part, PartTask, Reject, all_tasks, part_path, read_digests
-from dialogpt_ds.shards.report import REJECTS, Balance, write_report
-from dialogpt_ds.shards.workplace import CONFIGURATION_KEY, Workplace, configuration_of
 from dialogpt_ds.shards.writer import ShardWriter, make_manifest
 from dialogpt_ds.tokenization import vocabulary_sha256
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dialogpt_ds.distributed.collectives import all_gathered, from_first
+from dialogpt_ds.distributed.rendezvous import listen_everywhere
+from dialogpt_ds.distributed.world import World, spans_hosts
 from dialogpt_ds.errors import EXIT_RUN_FAILED
-from dialogpt_ds.launching.meeting import listen_everywhere
 from dialogpt_ds.launching.processes import is_task_of_scheduler
-from dialogpt_ds.training.agreement import all_gathered, from_first
-from dialogpt_ds.training.world import World, spans_hosts
 
 PROBES = 4
 """Questions without an answer after which a host counts as lost; the first is asked after as long as there is between two of them."""

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from dialogpt_ds import __version__
-from dialogpt_ds.launching.code import git_revision, versions
-from dialogpt_ds.model.arithmetic import Peak
-from dialogpt_ds.process import device_of_run
+from dialogpt_ds.hardware import device_of_run
+from dialogpt_ds.model.flops import Peak
 from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.settings import Settings
+from dialogpt_ds.versions import git_revision, versions
 
 
 def run_facts(settings: Settings, num_parameters: int, peak: Peak) -> dict[str, Any]:

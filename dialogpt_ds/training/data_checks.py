@@ -12,9 +12,9 @@ from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.model.load import ModelSource
 from dialogpt_ds.model.pkl import is_pkl
 from dialogpt_ds.order.windows import SHARDS_PER_GROUP
-from dialogpt_ds.shards.arguments import ShardArguments
+from dialogpt_ds.preprocessing.arguments import ShardArguments
+from dialogpt_ds.preprocessing.make import write_shards
 from dialogpt_ds.shards.cache import CacheSettings
-from dialogpt_ds.shards.make import write_shards
 from dialogpt_ds.shards.manifest import TOKENIZER
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.tokenization import GPT2_VOCABULARY_SIZE, find_tokenizer, vocabulary_sha256

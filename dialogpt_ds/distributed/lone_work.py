@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from dialogpt_ds.distributed.collectives import all_reports, from_first
+from dialogpt_ds.distributed.hang_watch import HangWatch
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import RunError
-from dialogpt_ds.training.agreement import all_reports, from_first
-from dialogpt_ds.training.hang import HangWatch
-from dialogpt_ds.training.world import World
 
 LOOK_SECONDS = 0.5
 """Between two words of rank 0, and between two looks of the others; well below the shortest --hang_timeout."""

@@ -38,9 +38,9 @@ def _import(arguments: ImportArguments) -> int:
     if len(arguments.files) != 2:
         raise UserError(f"give a .pkl file and a folder to write; got {len(arguments.files)}: {' '.join(arguments.files)}")
     source, target = arguments.files[0], check_target(arguments.files[1], arguments.overwrite)
-    from dialogpt_ds.training.command import quieten
+    from dialogpt_ds.commandline import quiet_libraries
 
-    quieten()
+    quiet_libraries()
     from dialogpt_ds.export.folder import DTYPES, write_description, write_export
     from dialogpt_ds.model.pkl import config_of, read_pkl, shape_of
     from dialogpt_ds.tokenization import find_tokenizer

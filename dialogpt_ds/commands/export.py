@@ -34,9 +34,9 @@ def _export(arguments: ExportArguments) -> int:
     if len(arguments.folders) != 2:
         raise UserError(f"give two folders, CHECKPOINT and DIR; got {len(arguments.folders)}: {' '.join(arguments.folders)}")
     source, target = Path(arguments.folders[0]).expanduser(), check_target(arguments.folders[1], arguments.overwrite)
-    from dialogpt_ds.training.command import quieten
+    from dialogpt_ds.commandline import quiet_libraries
 
-    quieten()
+    quiet_libraries()
     from dialogpt_ds.checkpoints.folder import DamagedCheckpointError, Summary, difference
     from dialogpt_ds.checkpoints.universal import master_weights
     from dialogpt_ds.export.card import model_card

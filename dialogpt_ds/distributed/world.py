@@ -11,14 +11,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from dialogpt_ds.distributed.cores import share_cores
+from dialogpt_ds.distributed.op_locks import release_stale_locks
+from dialogpt_ds.distributed.rendezvous import Meeting, meeting_place, name_interface
 from dialogpt_ds.errors import RunError, UserError
+from dialogpt_ds.hardware import device_of_run
 from dialogpt_ds.launching.launcher import check_hostfile
-from dialogpt_ds.launching.meeting import Meeting, meeting_place, name_interface
 from dialogpt_ds.launching.op_folder import use_own_folder
-from dialogpt_ds.launching.op_locks import release_stale_locks
 from dialogpt_ds.launching.processes import only_gpu
-from dialogpt_ds.process import device_of_run
-from dialogpt_ds.training.cores import share_cores
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt(3), from its malloc.h."""

@@ -8,14 +8,14 @@ import torch
 
 from dialogpt_ds.checkpoints.folder import CheckpointFolder
 from dialogpt_ds.checkpoints.universal import convert
+from dialogpt_ds.distributed.collectives import different_from_first
+from dialogpt_ds.distributed.hang_watch import HangWatch
+from dialogpt_ds.distributed.lone_work import Tell, first_works
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.files import sha256_of_json
-from dialogpt_ds.launching.code import code_sha256, versions
-from dialogpt_ds.training.agreement import different_from_first
-from dialogpt_ds.training.hang import HangWatch
-from dialogpt_ds.training.lone_work import Tell, first_works
 from dialogpt_ds.training.resume import Choice, choose
 from dialogpt_ds.training.settings import Settings
+from dialogpt_ds.versions import code_sha256, versions
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ def main(argv: list[str] | None = None) -> int:
     """Make shards; returns the exit code."""
     # Parallelism is over processes here; the tokenizer library would warn about forks and fight for cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from dialogpt_ds.shards.arguments import ShardArguments
-    from dialogpt_ds.shards.make import make_shards
+    from dialogpt_ds.preprocessing.arguments import ShardArguments
+    from dialogpt_ds.preprocessing.make import make_shards
 
     def work() -> int:
         parsed = parse(ShardArguments, "Turn conversations into tokenised WebDataset shards.", argv)

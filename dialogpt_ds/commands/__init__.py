@@ -1,0 +1,1 @@
+"""One thin file per command: arguments, one call, an exit code."""

@@ -1,0 +1,1 @@
+"""From files of conversations to shards: encoding, cutting, counting, in any number of processes."""
