@@ -4,6 +4,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dialogpt_ds.distributed.stop_requests import REASONS, StopRequests, exit_co
 from dialogpt_ds.errors import EXIT_DONE, RunError
 from dialogpt_ds.files import replace_text
 from dialogpt_ds.logs.record import Reply
-from dialogpt_ds.logs.recorder import Recorder, step_values
+from dialogpt_ds.logs.recorder import Recorder
 from dialogpt_ds.model.flops import arithmetic_of, peak_of
 from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.order.mixture import MixturePosition
@@ -40,6 +41,7 @@ from dialogpt_ds.training.evaluation import evaluate
 from dialogpt_ds.training.exporting import export_model
 from dialogpt_ds.training.gauges import largest, told_by_this_rank
 from dialogpt_ds.training.rank_checks import Beginning, begin
+from dialogpt_ds.training.records import evaluation_record, failed_save_record, save_record, step_record
 from dialogpt_ds.training.resume import position_to_go_on_from
 from dialogpt_ds.training.run_facts import run_facts
 from dialogpt_ds.training.sample_replies import Sampler
@@ -124,7 +126,8 @@ class TrainingRun:
         text = yaml.safe_dump(without_secrets(settings.what_runs()), sort_keys=False, allow_unicode=True)
         replace_text(settings.output_dir / "run_config.yaml", text)
         replace_text(settings.output_dir / "ds_config.json", json.dumps(without_secrets(settings.deepspeed), indent=2) + "\n")
-        self.recorder = Recorder(settings, state, lambda: run_facts(settings, self.num_parameters, self.peak))
+        facts = partial(run_facts, settings, self.num_parameters, self.peak)
+        self.recorder = Recorder(self.arguments, settings.output_dir, settings.log_dir, state.global_step, state.wandb_id, facts)
         state.wandb_id = self.recorder.wandb.run_id
         attention = self.engine.module.model.config._attn_implementation
         wandb_mode = self.recorder.wandb.mode_text
@@ -221,10 +224,11 @@ class TrainingRun:
             "skipped_blocks": self.data.num_skipped_blocks,
             "skipped_examples": self.data.num_skipped_examples,
             "seconds_per_step": seconds,
+            "seconds_left": self.recorder.progress.seconds_left(self.state.global_step),
             **largest(result.told[FLAGS:]),
         }
         operations = self.arithmetic.operations(step.num_tokens, step.num_targets, length)
-        self.recorder.step(step_values(result, step, self.state, facts, operations / self.all_peaks), self.state)
+        self.recorder.record(step_record(result, step, self.state, facts, operations / self.all_peaks))
 
     def _evaluate(self) -> tuple[bool, str | None]:
         """Evaluate; returns whether it is the best so far, and why it was broken off."""
@@ -245,7 +249,7 @@ class TrainingRun:
         state.evaluated_step, state.last_eval_loss = state.global_step, result.loss
         replies, seconds_replies = self._sample()
         if self.recorder is not None:
-            self.recorder.evaluation(result, seconds, replies, seconds_replies, state)
+            self.recorder.record(evaluation_record(result, seconds, replies, seconds_replies, state))
         return improved, None
 
     def _sample(self) -> tuple[list[Reply], float]:
@@ -274,12 +278,12 @@ class TrainingRun:
             path, seconds = self.saver.save(self.state, self.data.position)
         except SaveError as error:
             if self.recorder is not None:
-                self.recorder.not_saved(str(error), self.saver.num_failed, self.state)
+                self.recorder.record(failed_save_record(str(error), self.saver.num_failed, self.state.global_step))
             return
         if self.recorder is not None:
             if improved:
                 self.saver.folder.point(BEST, self.state.global_step)
-            self.recorder.saved(str(path), seconds, self.saver.share, self.state)
+            self.recorder.record(save_record(str(path), seconds, self.saver.share, self.state.global_step))
 
     def _stop(self, reason: str) -> int:
         """End a run that was asked to stop; returns the exit code."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from dialogpt_ds.conversations import files
-from dialogpt_ds.conversations.formats import chat_log, jsonl
 from dialogpt_ds.conversations.conversation import Record, RejectedRecordError, Turn
 from dialogpt_ds.conversations.filters import make_filter
+from dialogpt_ds.conversations.formats import chat_log, jsonl
 from dialogpt_ds.conversations.inputs import Input, open_inputs
 from dialogpt_ds.conversations.targets import reversed_direction, turn_weights
 from dialogpt_ds.errors import UserError

@@ -6,24 +6,16 @@ from typing import Any
 
 import pytest
 
-from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
-from dialogpt_ds.distributed.world import World
 from dialogpt_ds.logs import metrics
 from dialogpt_ds.logs.record import Record, Reply
 from dialogpt_ds.logs.recorder import Recorder
-from dialogpt_ds.training.settings import Settings, prepare
-from dialogpt_ds.training.state import ProgressState
 from tests.conftest import ROOT
 
 
-@pytest.fixture
-def settings(small_world: tuple[Path, Path], tmp_path: Path) -> Settings:
-    """The settings of a small run without wandb."""
-    model, shards = small_world
-    words = ["--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file", str(shards / "validation")]
-    more = ["--output_dir", str(tmp_path / "out"), "--wandb_mode", "disabled", "--fp16", "False", "--num_optim_steps", "100"]
-    return prepare(parse(TrainingArguments, "test", [*words, *more]), World(0, 1, 0))
+def recorder_in(folder: Path, first_step: int = 0) -> Recorder:
+    """Return the recorder of a run of 100 steps without wandb."""
+    return Recorder(TrainingArguments(num_optim_steps=100, wandb_mode="disabled"), folder, folder, first_step)
 
 
 def step(number: int, **more: Any) -> Record:
@@ -48,9 +40,9 @@ class Broken:
 
 
 def test_a_sink_that_fails_is_reported_once_and_the_others_get_everything(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recorder = Recorder(settings, ProgressState(), dict)
+    recorder = recorder_in(tmp_path)
     broken = Broken()
     recorder.sinks.insert(0, broken)
     for number in (1, 2, 3):
@@ -59,12 +51,12 @@ def test_a_sink_that_fails_is_reported_once_and_the_others_get_everything(
     err = capsys.readouterr().err
     assert err.count("warning: the broken one failed and is left out from here on: OSError('no such disk')") == 1
     assert broken.taken == 1
-    lines = (settings.log_dir / "metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
-def test_a_terminal_that_is_gone_ends_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder(settings, ProgressState(), dict)
+def test_a_terminal_that_is_gone_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = recorder_in(tmp_path)
 
     def gone(*_: Any, **__: Any) -> None:
         raise BrokenPipeError(32, "Broken pipe")
@@ -74,23 +66,23 @@ def test_a_terminal_that_is_gone_ends_nothing(settings: Settings, monkeypatch: p
     recorder.say("more")
     recorder.record(step(2))
     recorder.close_files()
-    assert len((settings.log_dir / "train_log.txt").read_text().splitlines()) == 3
+    assert len((tmp_path / "train_log.txt").read_text().splitlines()) == 3
 
 
-def test_replies_are_lines_of_a_text_file_and_cut_back_on_a_resume(settings: Settings) -> None:
-    first = Recorder(settings, ProgressState(), dict)
+def test_replies_are_lines_of_a_text_file_and_cut_back_on_a_resume(tmp_path: Path) -> None:
+    first = recorder_in(tmp_path)
     for number in (5, 10):
         values = {"step": number, "eval_loss": 1.0}
         first.record(
             Record("evaluation", values, [1, number, 1, 1.0, 2.7], replies=[Reply("How are you?", f"a\nb\x1b[31m {number}")])
         )
     first.close_files()
-    file = settings.log_dir / "sample_replies.txt"
+    file = tmp_path / "sample_replies.txt"
     assert file.read_text().splitlines() == [
         "step 5: How are you? -> a\\nb\\x1b[31m 5",
         "step 10: How are you? -> a\\nb\\x1b[31m 10",
     ]
-    Recorder(settings, ProgressState(global_step=7), dict).close_files()
+    recorder_in(tmp_path, 7).close_files()
     assert file.read_text().splitlines() == ["step 5: How are you? -> a\\nb\\x1b[31m 5"]
 
 
