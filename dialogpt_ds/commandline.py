@@ -17,6 +17,8 @@ from dialogpt_ds.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, EXIT_USER_ERRO
 from dialogpt_ds.redaction import without_secrets
 
 Arguments = TypeVar("Arguments")
+Say = Callable[[str], None]
+"""Tells a person a line."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """The errors a person may see, and the exit codes that go with them."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 EXIT_DONE = 0
 """The work is done, or a stop that was asked for (STOP file, SIGINT) was carried out."""
 EXIT_RUN_FAILED = 1
@@ -10,6 +13,7 @@ EXIT_INTERRUPTED = 130
 """SIGINT where nothing can be saved: 128 + 2, as a shell says it."""
 EXIT_PREEMPTED = 75
 """SIGTERM or SIGUSR1 was carried out; the run wants to be started again (EX_TEMPFAIL of sysexits.h)."""
+Value = TypeVar("Value")
 
 
 class UserError(Exception):
@@ -17,6 +21,26 @@ class UserError(Exception):
 
     The message names the value, the place it came from (file and line, or key), the rule, and the way out.
     """
+
+
+class Problems:
+    """Collects what is wrong, so that a person hears of all of it at once."""
+
+    def __init__(self, found: list[str]) -> None:
+        self.found = found
+
+    def of(self, check: Callable[..., Value], *arguments: Any) -> Value | None:
+        """Return what a function returns; None where it raises UserError, whose message is kept."""
+        try:
+            return check(*arguments)
+        except UserError as error:
+            self.found.append(str(error))
+            return None
+
+    def raise_all(self) -> None:
+        """Raise UserError with every problem, a line or more each, if there is one."""
+        if self.found:
+            raise UserError("\n".join(self.found))
 
 
 class RunError(Exception):

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import psutil
 
+GIB = 2**30
+"""Bytes."""
+
 
 def peak_memory() -> int:
     """Return the most resident memory that this process has had, bytes."""

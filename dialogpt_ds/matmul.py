@@ -10,7 +10,7 @@ import torch
 TOKENS, WIDTH = 256, 768
 """Of the product that is measured: so many tokens at a projection of the smallest GPT-2, 0.3 GFLOP."""
 ROUNDS = 20
-SECONDS = 0.3
+MEASURING_SECONDS = 0.3
 """After which no further round is begun: where bf16 is emulated a product may take as long as that."""
 AS_FAST = 0.8
 """Share of fp32's rate from which bf16 is worth it: it halves the memory traffic of activations, but masters in fp32 come on top."""
@@ -67,7 +67,7 @@ def measured_rates(seconds_of: Callable[[torch.Tensor, torch.Tensor], float]) ->
             seconds = seconds_of(a, b)
             spent += seconds
             best[dtype] = min(best[dtype], seconds)
-        if spent > SECONDS:
+        if spent > MEASURING_SECONDS:
             break
     operations = 2 * TOKENS * WIDTH**2
     return CpuRates(operations / best[torch.float32], operations / best[torch.bfloat16])

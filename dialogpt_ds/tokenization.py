@@ -130,7 +130,7 @@ def make_encoder(tokenizer: Any) -> Encode:
     """
     plain = _plain_encoder(tokenizer)
     fast = _tiktoken_encoder(tokenizer)
-    if fast is not None and all(fast(probe) == plain(probe) for probe in PROBES):
+    if fast is not None and all(fast(probe) == plain(probe) for probe in PROBED_TEXTS):
         return fast
     return plain
 
@@ -174,7 +174,7 @@ def _byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
-PROBES = (
+PROBED_TEXTS = (
     "",
     " ",
     "Hello there, how's it going? I'm 25 -- you'll see.",

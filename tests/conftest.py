@@ -36,12 +36,12 @@ get_accelerator().create_op_builder("ShareMemCommBuilder").load()
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build the operation that ranks load before the first test: some wait by the clock for ranks, which should not be building then."""
-    from dialogpt_ds.launching.needed_ops import SHARED_MEMORY
+    from dialogpt_ds.launching.needed_ops import SHM_OP
     from dialogpt_ds.launching.op_folder import is_built, op_folder
 
     if session.config.option.collectonly or not any(has_ranks(item) for item in session.items):
         return
-    if not is_built(SHARED_MEMORY, op_folder()):
+    if not is_built(SHM_OP, op_folder()):
         subprocess.run([sys.executable, "-c", BUILD], stdout=subprocess.DEVNULL, timeout=BUILD_SECONDS, cwd=ROOT)
 
 

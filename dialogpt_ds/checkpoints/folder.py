@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dialogpt_ds.config.precision import Precision
 from dialogpt_ds.files import remove_folder, replace_text, sha256_of_file, sha256_of_json, sync_folder
 
-FOLDER = "checkpoints"
+CHECKPOINTS = "checkpoints"
 LATEST, BEST = "latest", "best"
 SUMMARY = "checkpoint.json"
-FORMAT = 1
+SUMMARY_VERSION = 1
 """Version of the summary; raised when its meaning changes."""
 OWN_SUM = "sha256_of_this"
 """Key of the SHA-256 of the rest of the summary, as canonical JSON."""
@@ -43,7 +44,7 @@ class Summary:
     step: int
     world_size: int
     zero_stage: int
-    precision: str
+    precision: Precision
     optimizer: dict[str, Any]
     """Type of the optimizer, where its state lives, and the number of updates it has made."""
     model: str
@@ -53,7 +54,7 @@ class Summary:
     """What a model card says: data, settings, figures."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Path below the checkpoint -> {"size", "sha256"}."""
-    format: int = FORMAT
+    format: int = SUMMARY_VERSION
 
     def write(self, folder: Path) -> None:
         """Write it as the last file of a checkpoint."""
@@ -73,8 +74,10 @@ class Summary:
             raise DamagedCheckpointError(f"{folder / SUMMARY} can't be read: {error}") from error
         if content.pop(OWN_SUM, None) != sha256_of_json(content):
             raise DamagedCheckpointError(f"{folder / SUMMARY} is not as it was written: its content has another SHA-256")
-        if content.get("format") != FORMAT:
-            raise DamagedCheckpointError(f"{folder / SUMMARY} has format {content.get('format')}, this version reads {FORMAT}")
+        if content.get("format") != SUMMARY_VERSION:
+            raise DamagedCheckpointError(
+                f"{folder / SUMMARY} has format {content.get('format')}, this version reads {SUMMARY_VERSION}"
+            )
         return cls(**content)
 
 
@@ -106,7 +109,7 @@ class CheckpointFolder:
     """`output_dir/checkpoints`. What changes it is for rank 0 only."""
 
     def __init__(self, output_dir: Path) -> None:
-        self.root = output_dir / FOLDER
+        self.root = output_dir / CHECKPOINTS
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints, oldest first. What has the name of one was complete when it got it."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from dialogpt_ds.checkpoints.folder import UNIVERSAL, CheckpointFolder, Summary, checkpoint_name, difference, sums_of
+from dialogpt_ds.distributed.lone_work import Tell
 from dialogpt_ds.files import remove_folder, replace_text, sha256_of_file
 
 CONTENT = "universal.json"
@@ -26,8 +27,7 @@ STATES = ("fp32", "exp_avg", "exp_avg_sq")
 MODEL_FILES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """What DeepSpeed reads at stages 0 to 2, and at stage 3."""
 
-Tell = Callable[[str], None]
-Done = Callable[[], None]
+Beat = Callable[[], None]
 Parameters = Iterator[tuple[str, dict[str, torch.Tensor]]]
 
 
@@ -80,7 +80,7 @@ def convert(folder: CheckpointFolder, summary: Summary, say: Tell, tell: Tell) -
     return target
 
 
-def _problem(target: Path, of: str, done: Done) -> str | None:
+def _problem(target: Path, of: str, done: Beat) -> str | None:
     """Return why a conversion can't be used; None where it can."""
     try:
         content = json.loads((target / CONTENT).read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def _problem(target: Path, of: str, done: Done) -> str | None:
         return f"{CONTENT} can't be read: {error}"
 
 
-def _write(source: Path, summary: Summary, target: Path, done: Done) -> None:
+def _write(source: Path, summary: Summary, target: Path, done: Beat) -> None:
     zero = target / "zero"
     zero.mkdir(parents=True)
     model_file = source / MODEL_FILES[0 if summary.zero_stage < 3 else 1]
@@ -130,7 +130,7 @@ def _write(source: Path, summary: Summary, target: Path, done: Done) -> None:
         torch.save(common | {"module": {}, "optimizer": None}, target / name)
 
 
-def _convert_with_deepspeed(source: Path, target: Path, done: Done) -> None:
+def _convert_with_deepspeed(source: Path, target: Path, done: Beat) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     arguments = argparse.Namespace(
@@ -149,7 +149,7 @@ def _convert_with_deepspeed(source: Path, target: Path, done: Done) -> None:
 
 
 @contextmanager
-def _followed(module: Any, name: str, done: Done) -> Iterator[None]:
+def _followed(module: Any, name: str, done: Beat) -> Iterator[None]:
     """Call `done` after each call of a module's function."""
     real = getattr(module, name)
 
@@ -175,7 +175,7 @@ def _shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
     return dict(shapes) if isinstance(shapes, dict) else {name: shape for group in shapes for name, shape in group.items()}
 
 
-def _reshape(zero: Path, state: dict[str, Any], done: Done) -> None:
+def _reshape(zero: Path, state: dict[str, Any], done: Beat) -> None:
     """Give every tensor the parameter's shape, in the layout of stages 1 and 2; stage 3's is a bare vector, padded at its end."""
     for name, shape in _shapes(state).items():
         for key in STATES:

@@ -13,7 +13,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
 from dialogpt_ds.checkpoints.folder import LATEST, SUMMARY, CheckpointFolder, Summary, checkpoint_name, sums_of
-from dialogpt_ds.distributed.collectives import all_gathered, all_reports
+from dialogpt_ds.distributed.collectives import all_gather, gather_reports
 from dialogpt_ds.files import sync_folder
 
 CLIENT_STATE = "dialogpt_ds"
@@ -160,7 +160,7 @@ def save_checkpoint(
         with writer.guarded(str(unfinished)):
             write_model(unfinished)
     _agree(writer, engine.device, unfinished, first)
-    written = {path: sums for theirs in all_gathered(writer.sums) for path, sums in theirs.items()}
+    written = {path: sums for theirs in all_gather(writer.sums) for path, sums in theirs.items()}
     if first:
         beat("completing the checkpoint")
         with writer.guarded(str(unfinished)):
@@ -210,7 +210,7 @@ def _complete(folder: CheckpointFolder, unfinished: Path, summary: Summary, name
 
 def _agree(writer: SummingEngine, device: torch.device, unfinished: Path, first: bool) -> None:
     """Raise SaveError on all ranks where one has failed, after the remains are gone. Collective: every rank must call."""
-    failures = all_reports(writer.failure, device)
+    failures = gather_reports(writer.failure, device)
     if not failures:
         return
     if first:

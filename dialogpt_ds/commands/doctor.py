@@ -7,7 +7,7 @@ from dialogpt_ds.doctor.report import Report
 from dialogpt_ds.doctor.tasks import Clock
 from dialogpt_ds.errors import EXIT_DONE, EXIT_RUN_FAILED
 
-ALL_SECONDS = 55.0
+REPORT_SECONDS = 55.0
 """The report is complete by then, whatever hangs."""
 DESCRIPTION = (
     "Look at the hosts, the software and the configuration of a run before it starts, in less than a minute. Takes the run's own "
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _doctor(argv: list[str] | None) -> int:
     parsed = parse(DoctorArguments, DESCRIPTION, argv)
-    report = Report(Clock(ALL_SECONDS))
+    report = Report(Clock(REPORT_SECONDS))
     Examination(parsed, report).run()
     report.say(report.closing_line())
     return EXIT_RUN_FAILED if report.num_problems else EXIT_DONE

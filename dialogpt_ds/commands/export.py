@@ -40,7 +40,8 @@ def _export(arguments: ExportArguments) -> int:
     from dialogpt_ds.checkpoints.folder import DamagedCheckpointError, Summary, difference
     from dialogpt_ds.checkpoints.universal import master_weights
     from dialogpt_ds.export.card import model_card
-    from dialogpt_ds.export.folder import DTYPES, FOLDER, write_export
+    from dialogpt_ds.export.folder import MODEL_FOLDER, write_export
+    from dialogpt_ds.model.flops import DTYPES
 
     source = checkpoint_in(source, arguments.best)
     try:
@@ -55,8 +56,8 @@ def _export(arguments: ExportArguments) -> int:
     weights = {name.removeprefix("model."): tensor.to(dtype) for name, tensor in master_weights(source, summary).items()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        weights = without_tied(weights, source / FOLDER)
-        warning = write_export(weights, None, source / FOLDER, target, model_card(summary.run, summary.step), summary.step)
+        weights = without_tied(weights, source / MODEL_FOLDER)
+        warning = write_export(weights, None, source / MODEL_FOLDER, target, model_card(summary.run, summary.step), summary.step)
     except OSError as error:
         raise RunError(f"{target} can't be written: {error}") from error
     if warning:

@@ -70,17 +70,17 @@ def check_endpoint() -> None:
 def _fetch_all(hub_ids: Sequence[str], revision: str | None, data_folder: Path) -> list[UserError | RunError]:
     """Fetch one model after the other; returns the errors, one for each model that isn't there."""
     from dialogpt_ds.model.fetch import fetch_model, folder_of
-    from dialogpt_ds.model.hub import UnreachableError
+    from dialogpt_ds.model.hub import HubUnreachableError
 
     failures: list[UserError | RunError] = []
-    unreachable: UnreachableError | None = None
+    unreachable: HubUnreachableError | None = None
     for hub_id in hub_ids:
         try:
             if unreachable and not folder_of(hub_id, data_folder).exists():
                 raise unreachable  # without waiting for the hub once more
             path, release = fetch_model(hub_id, revision, data_folder, check_weights, _say)
         except (UserError, RunError) as error:
-            unreachable = error if isinstance(error, UnreachableError) else unreachable
+            unreachable = error if isinstance(error, HubUnreachableError) else unreachable
             failures.append(error)
             continue
         size = f"{release.num_bytes / 1e6:,.1f} MB, {release.parameters / 1e6:,.1f} M parameters"
@@ -163,20 +163,22 @@ def check_weights(folder: Path, names: Sequence[str]) -> int:
             try:
                 shapes |= shapes_in(path)
             except Exception as error:  # a damaged or hostile file makes the readers raise anything
-                raise RunError(f"{path} can't be opened safely ({_detail(error)}), so the model is not used. {WAY_OUT}") from error
+                raise RunError(
+                    f"{path} can't be opened safely ({_detail(error)}), so the model is not used. {OTHER_MODEL}"
+                ) from error
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("tie_word_embeddings", True):
         shapes.pop("lm_head.weight", None)
     return sum(_product(shape) for name, shape in shapes.items() if not _is_mask(name, shape))
 
 
-WAY_OUT = "Its checksum is the hub's, so it was published like this: take another model or another --revision."
+OTHER_MODEL = "Its checksum is the hub's, so it was published like this: take another model or another --revision."
 
 
 def _check_index(path: Path, names: Sequence[str]) -> None:
     missing = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()) - set(names))
     if missing:
-        raise RunError(f"{path} names {', '.join(missing)}, which the repository does not have. {WAY_OUT}")
+        raise RunError(f"{path} names {', '.join(missing)}, which the repository does not have. {OTHER_MODEL}")
 
 
 def _detail(error: Exception) -> str:

@@ -41,7 +41,8 @@ def _import(arguments: ImportArguments) -> int:
     from dialogpt_ds.commandline import quiet_libraries
 
     quiet_libraries()
-    from dialogpt_ds.export.folder import DTYPES, write_description, write_export
+    from dialogpt_ds.export.folder import write_description, write_export
+    from dialogpt_ds.model.flops import DTYPES
     from dialogpt_ds.model.pkl import config_of, read_pkl, shape_of
     from dialogpt_ds.tokenization import find_tokenizer
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from dialogpt_ds.commandline import make_folder, parse, quiet_libraries, run_command
 from dialogpt_ds.config.arguments import TrainingArguments
-from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.distributed.rank_output import mark_lines_of
 from dialogpt_ds.distributed.world import (
     World,
@@ -82,19 +81,20 @@ def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
     slow = check_requirements(settings.precision, settings.deepspeed)
     if arguments.tensorboard:
         require_tensorboard()
-    from dialogpt_ds.export.folder import FOLDER, exported_step
-    from dialogpt_ds.training.resume import first_look, lock_output
+    from dialogpt_ds.export.folder import MODEL_FOLDER, exported_step
+    from dialogpt_ds.training.rank_checks import lock_output
+    from dialogpt_ds.training.resume import preview_resume
     from dialogpt_ds.training.run import confirm_finished, train
 
-    step = first_look(settings)
-    if step is not None and step >= arguments.num_optim_steps and exported_step(settings.output_dir / FOLDER) == step:
+    step = preview_resume(settings)
+    if step is not None and step >= arguments.num_optim_steps and exported_step(settings.output_dir / MODEL_FOLDER) == step:
         if spans_hosts(world):
             confirm_finished(settings)
         if world.is_first:
             print(f"nothing to do: {settings.output_dir} is at step {step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
         return EXIT_DONE
     warnings = [*([slow] if slow and world.is_first else []), *check_machine(settings, on_cpu_by_choice)]
-    prepare_cpu(world, offloads=offload_devices(settings.deepspeed) != ("none", "none"))
+    prepare_cpu(world, offloads=settings.offload != ("none", "none"))
     if arguments.deterministic:
         compute_deterministically()
     if arguments.verbose:
@@ -106,7 +106,7 @@ def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
         return train(settings)
     make_folder(settings.output_dir, "--output_dir")
     make_folder(settings.log_dir, "--log_dir")
-    with lock_output(settings):
+    with lock_output(settings.output_dir):
         _say(warnings)
         return train(settings)
 
@@ -152,14 +152,14 @@ def show(settings: "Settings") -> None:
         from dialogpt_ds.plots.schedule import save_schedule
 
         output = checked_picture(arguments.plot_schedule, "--plot_schedule")
-        highest, at = save_schedule(arguments.lr_schedule, settings.schedule_settings(), output)
+        highest, at = save_schedule(settings.schedule, output)
         print(
             f"schedule {arguments.lr_schedule}: peak rate {highest:.3e} at step {at:,} of {arguments.num_optim_steps:,}, drawn in {output}"
         )
     if arguments.dry_run:
         from dialogpt_ds.training.dry_run import dry_run
 
-        prepare_cpu(World(0, 1, 0), offloads=offload_devices(settings.deepspeed) != ("none", "none"))
+        prepare_cpu(World(0, 1, 0), offloads=settings.offload != ("none", "none"))
         dry_run(settings)
 
 

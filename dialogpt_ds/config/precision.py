@@ -1,4 +1,4 @@
-"""Precision, loss scale and optimizer: the command line's say and the JSON's, brought together."""
+"""Precision and loss scale: the command line's say and the JSON's, brought together."""
 
 from typing import Any, Literal
 
@@ -52,35 +52,3 @@ def fill_precision(deepspeed: dict[str, Any], precision: Precision, arguments: T
     block.setdefault("hysteresis", 2)
     block.setdefault("loss_scale_window", 1_000)
     block.setdefault("min_loss_scale", 1)
-
-
-def fill_optimizer(deepspeed: dict[str, Any], arguments: TrainingArguments, explicit: frozenset[str]) -> float:
-    """Complete the optimizer block (AdamW by default) and return the learning rate that holds.
-
-    Raises:
-        UserError: `--learning_rate` contradicts the JSON.
-    """
-    block = deepspeed.setdefault("optimizer", {"type": "AdamW"})
-    params = block.setdefault("params", {})
-    stated = params.get("lr")
-    if stated is not None and "learning_rate" in explicit and stated != arguments.learning_rate:
-        raise UserError(
-            f"--learning_rate {arguments.learning_rate} on the command line, {stated} in the DeepSpeed JSON "
-            "(optimizer.params.lr): leave one of them out"
-        )
-    params["lr"] = arguments.learning_rate if stated is None else stated
-    if isinstance(params["lr"], bool) or not isinstance(params["lr"], (int, float)) or params["lr"] <= 0:
-        raise UserError(f"optimizer.params.lr {params['lr']!r} in the DeepSpeed JSON must be a number above 0")
-    if block.get("type", "").lower() in ("adam", "adamw"):
-        params.setdefault("betas", [0.9, 0.999])
-        params.setdefault("eps", 1e-8)
-        params.setdefault("weight_decay", 0.01)
-        offload = deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
-        deepspeeds_own = {"bias_correction", "set_grad_none"} & params.keys()
-        if offload.get("device", "none") == "none" and not deepspeeds_own:
-            # torch's own AdamW needs no compiler; DeepSpeed's fused one builds a CUDA extension, and alone takes those two.
-            params.setdefault("torch_adam", True)
-        if params.get("torch_adam") is True and not {"foreach", "fused", "differentiable"} & params.keys():
-            # One pass over a parameter's state instead of one for each operation.
-            params["fused"] = True
-    return params["lr"]

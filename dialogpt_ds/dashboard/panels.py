@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dialogpt_ds.logs.metrics import METRICS, REPLIES_TABLE, SECTIONS, SOURCE_EPOCHS, metric_of
-from dialogpt_ds.logs.metrics import Section as SectionName
+from dialogpt_ds.logs.metrics import METRICS, REPLIES_TABLE, SECTIONS, SOURCE_EPOCHS, Section, metric_of
 from dialogpt_ds.order.batches import TURN_GROUPS
 
 NOISY = 0.9
@@ -35,10 +34,10 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Section:
+class DashboardSection:
     """Panels under one heading."""
 
-    name: SectionName
+    name: Section
     panels: tuple[Panel, ...]
     columns: int = 3
     """Panels in a row."""
@@ -50,7 +49,7 @@ def _by_turn(metric: str) -> tuple[str, ...]:
     return tuple(f"{metric}_{group}" for group in TURN_GROUPS)
 
 
-_PANELS: dict[SectionName, tuple[Panel, ...]] = {
+_PANELS: dict[Section, tuple[Panel, ...]] = {
     "Training": (
         Panel("Loss", ("loss",), smoothing=NOISY),
         Panel("Perplexity", ("ppl",), axis="log", smoothing=NOISY),
@@ -95,11 +94,13 @@ _PANELS: dict[SectionName, tuple[Panel, ...]] = {
     ),
 }
 DASHBOARD = tuple(
-    Section(name, _PANELS[name], columns=2, table=REPLIES_TABLE) if name == "Evaluation" else Section(name, _PANELS[name])
+    DashboardSection(name, _PANELS[name], columns=2, table=REPLIES_TABLE)
+    if name == "Evaluation"
+    else DashboardSection(name, _PANELS[name])
     for name in SECTIONS
 )
 """Everything on the dashboard, from its top to its bottom."""
-LEFT_OUT = {
+WITHOUT_PANEL = {
     "best_eval_step": "a step and no curve: a column beside the runs",
     "eval_targets": "the same at every evaluation of a data set",
 }
@@ -124,7 +125,7 @@ def dashboard_text() -> str:
         if section.table:
             lines.append(f"  Table {section.table}, as the last evaluation wrote it")
     columns = [f"  {name} (config)" for name in CONFIG_COLUMNS] + [f"  {name}, last value" for name in SUMMARY_COLUMNS]
-    left_out = [f"  {name}: {why}" for name, why in LEFT_OUT.items()]
+    left_out = [f"  {name}: {why}" for name, why in WITHOUT_PANEL.items()]
     return "\n".join([*lines, "Columns beside the runs", *columns, "Without a panel", *left_out])
 
 

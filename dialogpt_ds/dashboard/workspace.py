@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from dialogpt_ds.dashboard.panels import CONFIG_COLUMNS, DASHBOARD, SUMMARY_COLUMNS, Panel, Section
+from dialogpt_ds.dashboard.panels import CONFIG_COLUMNS, DASHBOARD, SUMMARY_COLUMNS, DashboardSection, Panel
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.logs.metrics import STEP
 from dialogpt_ds.logs.wandb_mode import has_key, server
-from dialogpt_ds.logs.wandb_service import ANSWER_SECONDS, answers
+from dialogpt_ds.logs.wandb_service import WANDB_SECONDS, answers
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
@@ -84,7 +84,7 @@ def require_key() -> None:
 def save_workspace(entity: str, project: str, name: str) -> str:
     """Save the dashboard as a new view on wandb's server and return its address.
 
-    The first sign of the server is waited for ANSWER_SECONDS, each answer to wandb's own calls 19 s (or WANDB_HTTP_TIMEOUT, in s).
+    The first sign of the server is waited for WANDB_SECONDS, each answer to wandb's own calls 19 s (or WANDB_HTTP_TIMEOUT, in s).
 
     Raises:
         UserError: there is no key, or no entity and the key has none of its own, or wandb takes no such name.
@@ -93,7 +93,7 @@ def save_workspace(entity: str, project: str, name: str) -> str:
     workspace = build_workspace(entity, project, name)
     require_key()
     if not answers(server()):
-        raise RunError(f"{server()} does not answer within {ANSWER_SECONDS:.0f} s; nothing was saved. Try again when it does")
+        raise RunError(f"{server()} does not answer within {WANDB_SECONDS:.0f} s; nothing was saved. Try again when it does")
     with _failures_of_wandb(project):
         workspace.entity = entity or _own_entity()
         workspace.save()
@@ -131,7 +131,7 @@ def _failures_of_wandb(project: str) -> Iterator[None]:
         ) from error
 
 
-def _section(section: Section) -> "ws.Section":
+def _section(section: DashboardSection) -> "ws.Section":
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 

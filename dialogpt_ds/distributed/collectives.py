@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 
-def all_reports(report: Any | None, device: torch.device) -> list[Any]:
+def gather_reports(report: Any | None, device: torch.device) -> list[Any]:
     """Return the reports of all ranks that have one, in order of rank. Collective: every rank must call.
 
     Where nobody has one, as nearly always, it costs the reduction of a single number.
@@ -20,12 +20,12 @@ def all_reports(report: Any | None, device: torch.device) -> list[Any]:
     torch.distributed.all_reduce(any_report, op=torch.distributed.ReduceOp.MAX)
     if not any_report.item():
         return []
-    return [found for found in all_gathered(report) if found is not None]
+    return [found for found in all_gather(report) if found is not None]
 
 
-def different_from_first(facts: dict[str, str]) -> dict[str, list[int]]:
+def differs_from_rank0(facts: dict[str, str]) -> dict[str, list[int]]:
     """Return the ranks whose facts differ from rank 0's, by name of the fact. Collective: every rank must call."""
-    everybody = all_gathered(facts)
+    everybody = all_gather(facts)
     different = {name: [rank for rank, theirs in enumerate(everybody) if theirs[name] != everybody[0][name]] for name in facts}
     return {name: ranks for name, ranks in different.items() if ranks}
 
@@ -34,7 +34,7 @@ def _alone() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
 
 
-def all_gathered(mine: Any) -> list[Any]:
+def all_gather(mine: Any) -> list[Any]:
     """Return what each rank has, by rank. Collective: every rank must call."""
     if _alone():
         return [mine]
@@ -43,7 +43,7 @@ def all_gathered(mine: Any) -> list[Any]:
     return found
 
 
-def from_first(value: Any) -> Any:
+def broadcast_from_rank0(value: Any) -> Any:
     """Return rank 0's value on every rank. Collective: every rank must call."""
     if _alone():
         return value

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-VARIABLE = "OMP_NUM_THREADS"
+CORES_VARIABLE = "OMP_NUM_THREADS"
 MAPS = Path("/proc/self/maps")
 
 
@@ -23,13 +23,15 @@ def share_cores(ranks_here: int) -> str:
         What a person should be told, or "".
     """
     of_torchrun = _is_torchruns()
-    if VARIABLE in os.environ and not of_torchrun:
+    if CORES_VARIABLE in os.environ and not of_torchrun:
         return ""
     threads = max(len(os.sched_getaffinity(0)) // ranks_here, 1)
     set_threads(threads)
     if not of_torchrun or threads == 1:
         return ""
-    return f"{VARIABLE}: {threads} for each process here, its share of the cores, and not torchrun's 1; set it to say otherwise"
+    return (
+        f"{CORES_VARIABLE}: {threads} for each process here, its share of the cores, and not torchrun's 1; set it to say otherwise"
+    )
 
 
 def set_threads(threads: int) -> None:
@@ -41,7 +43,7 @@ def set_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    os.environ[VARIABLE] = str(threads)
+    os.environ[CORES_VARIABLE] = str(threads)
     for library in loaded_libraries():
         ctypes.CDLL(library).omp_set_num_threads(threads)
 
@@ -58,9 +60,9 @@ def loaded_libraries() -> set[str]:
 
 def _is_torchruns() -> bool:
     """Return whether OMP_NUM_THREADS is what torchrun sets where its own environment has none."""
-    if os.environ.get(VARIABLE) != "1" or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if os.environ.get(CORES_VARIABLE) != "1" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
     try:
-        return VARIABLE not in psutil.Process(os.getppid()).environ()  # as it was when torchrun started
+        return CORES_VARIABLE not in psutil.Process(os.getppid()).environ()  # as it was when torchrun started
     except psutil.Error:
         return True

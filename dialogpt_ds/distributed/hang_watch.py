@@ -12,7 +12,7 @@ from types import TracebackType
 
 from dialogpt_ds.errors import EXIT_RUN_FAILED
 
-GRACE_SECONDS = 5.0
+STACKS_SECONDS = 5.0
 """How long a rank that has written its stacks waits for the others to write theirs, before the launcher ends them all."""
 
 
@@ -44,7 +44,7 @@ class HangWatch:
         self._doing, self._since = doing, time.monotonic()
         if self._timeout and not self._ended.is_set():
             # Runs outside of Python, so it ends also a rank in which no thread of Python's gets its turn; it writes to stderr.
-            faulthandler.dump_traceback_later(self._timeout + 2 * GRACE_SECONDS, exit=True, file=self._stderr)
+            faulthandler.dump_traceback_later(self._timeout + 2 * STACKS_SECONDS, exit=True, file=self._stderr)
 
     def _watch(self) -> None:
         while not self._ended.wait(min(self._timeout / 4, 1.0)):
@@ -67,7 +67,7 @@ class HangWatch:
             "command goes on from it."
         )
         print(f"run failed: {say}{hint if self._rank == 0 else ''}", file=self._stderr, flush=True)
-        time.sleep(GRACE_SECONDS)
+        time.sleep(STACKS_SECONDS)
         os._exit(EXIT_RUN_FAILED)
 
 

@@ -14,17 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dialogpt_ds.distributed.collectives import all_gathered, from_first
+from dialogpt_ds.distributed.collectives import all_gather, broadcast_from_rank0
 from dialogpt_ds.distributed.rendezvous import listen_everywhere
 from dialogpt_ds.distributed.world import World, spans_hosts
 from dialogpt_ds.errors import EXIT_RUN_FAILED
 from dialogpt_ds.launching.processes import is_task_of_scheduler
 
-PROBES = 4
+UNANSWERED = 4
 """Questions without an answer after which a host counts as lost; the first is asked after as long as there is between two of them."""
-GRACE_SECONDS = 3.0
+SPEAKING_SECONDS = 3.0
 """How long a rank that meets an error of its own, in a collective say, has to speak for itself first."""
-CONNECT_SECONDS = 15.0
+CONTACT_SECONDS = 15.0
 WORD_SECONDS = 2.0
 """How long rank 0 listens to a new connection; a host says its few bytes at once."""
 ALONE = "only --hang_timeout notices"
@@ -33,14 +33,14 @@ TOKEN_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Host:
+class PeerHost:
     """A host of the run, as its first rank there sees it."""
 
     rank: int
     name: str
 
 
-class HostContact:
+class HostWatch:
     """Watches the other hosts from connect() to the end of the block. Does nothing on a single host.
 
     The first rank of each host holds a TCP connection to rank 0, over which nothing is said but goodbye; of srun and MPI every rank does,
@@ -52,13 +52,13 @@ class HostContact:
 
     def __init__(self, world: World, timeout: float) -> None:
         self._world, self._timeout = world, timeout
-        self._peers: dict[socket.socket, Host] = {}
+        self._peers: dict[socket.socket, PeerHost] = {}
         self._ended = threading.Event()
         self._lost = threading.Event()
         self._who_is_lost = ""
         self._lock = threading.Lock()
 
-    def __enter__(self) -> "HostContact":
+    def __enter__(self) -> "HostWatch":
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -91,39 +91,39 @@ class HostContact:
             self._lost.wait(seconds)
         return self._who_is_lost
 
-    def _hosts(self) -> list[Host]:
+    def _hosts(self) -> list[PeerHost]:
         """Return the hosts in order of their first ranks. Collective."""
-        places = all_gathered((_place(), socket.gethostname()))
-        first: dict[str, Host] = {}
+        places = all_gather((_place(), socket.gethostname()))
+        first: dict[str, PeerHost] = {}
         for rank, (place, name) in enumerate(places):
-            first.setdefault(place, Host(rank, name))
+            first.setdefault(place, PeerHost(rank, name))
         return list(first.values())
 
-    def _connect(self, hosts: list[Host]) -> list[str]:
+    def _connect(self, hosts: list[PeerHost]) -> list[str]:
         """Connect the hosts' first ranks with rank 0. Collective. Returns what went wrong."""
         listener = _listener(len(hosts)) if self._world.is_first else None
-        token, port = from_first((uuid.uuid4().hex.encode(), listener.getsockname()[1]) if listener else None)
+        token, port = broadcast_from_rank0((uuid.uuid4().hex.encode(), listener.getsockname()[1]) if listener else None)
         mine = next((host for host in hosts[1:] if host.rank == self._world.rank), None)
         failure = None
         if mine is not None:
             try:
-                peer = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=CONNECT_SECONDS)
+                peer = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=CONTACT_SECONDS)
                 peer.sendall(token + self._world.rank.to_bytes(4, "big"))
                 self._keep(peer, hosts[0])
             except OSError as error:
                 failure = f"{mine.name} (rank {mine.rank}): {error}"
         if listener is not None:
             self._accept(listener, token, hosts)
-        reports = all_gathered((failure, [host.rank for host in self._peers.values()]))
+        reports = all_gather((failure, [host.rank for host in self._peers.values()]))
         kept = reports[0][1]
         if mine is not None and mine.rank not in kept:
             self._drop()  # rank 0 was not there for it in time; the connection it never took will be reset
         missing = [f"{host.name} (rank {host.rank}): not seen by rank 0 in time" for host in hosts[1:] if host.rank not in kept]
         return [failure for failure, _ in reports if failure] or missing
 
-    def _accept(self, listener: socket.socket, token: bytes, hosts: list[Host]) -> None:
+    def _accept(self, listener: socket.socket, token: bytes, hosts: list[PeerHost]) -> None:
         expected = {host.rank: host for host in hosts[1:]}
-        deadline = time.monotonic() + CONNECT_SECONDS
+        deadline = time.monotonic() + CONTACT_SECONDS
         with listener:
             while expected and (left := deadline - time.monotonic()) > 0:
                 listener.settimeout(left)
@@ -144,11 +144,11 @@ class HostContact:
             peer.close()
         self._peers.clear()
 
-    def _keep(self, peer: socket.socket, host: Host) -> None:
-        between = max(round(self._timeout / (PROBES + 1)), 1)
+    def _keep(self, peer: socket.socket, host: PeerHost) -> None:
+        between = max(round(self._timeout / (UNANSWERED + 1)), 1)
         peer.settimeout(None)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("TCP_KEEPIDLE", between), ("TCP_KEEPINTVL", between), ("TCP_KEEPCNT", PROBES)):
+        for name, value in (("TCP_KEEPIDLE", between), ("TCP_KEEPINTVL", between), ("TCP_KEEPCNT", UNANSWERED)):
             if hasattr(socket, name):
                 peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._peers[peer] = host
@@ -167,10 +167,10 @@ class HostContact:
                     if lost is not None:
                         self._give_up(key.data, lost)
 
-    def _give_up(self, host: Host, how: str) -> None:
+    def _give_up(self, host: PeerHost, how: str) -> None:
         self._who_is_lost = f"{host.name} (rank {host.rank})"
         self._lost.set()
-        if self._ended.wait(GRACE_SECONDS):
+        if self._ended.wait(SPEAKING_SECONDS):
             return
         print(
             f"run failed: rank {self._world.rank} on {socket.gethostname()} has lost {self._who_is_lost}: "

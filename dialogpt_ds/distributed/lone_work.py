@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dialogpt_ds.distributed.collectives import all_reports, from_first
+from dialogpt_ds.distributed.collectives import broadcast_from_rank0, gather_reports
 from dialogpt_ds.distributed.hang_watch import HangWatch
 from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import RunError
@@ -19,11 +19,11 @@ SCREEN_SECONDS = 60.0
 """Between two lines on the screen."""
 DONE = b"done"
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 Tell = Callable[[str], None]
 
 
-def first_works(work: Callable[[Tell], Result], what: str, world: World, watch: HangWatch, device: torch.device) -> Result:
+def first_works(work: Callable[[Tell], _Result], what: str, world: World, watch: HangWatch, device: torch.device) -> _Result:
     """Return on every rank what rank 0's `work` returns. Collective: every rank must call.
 
     The others wait outside of any collective, which would end with its own timeout however well rank 0 gets on. A beat of rank 0 is
@@ -51,10 +51,10 @@ def first_works(work: Callable[[Tell], Result], what: str, world: World, watch: 
             board.write(DONE)
     else:
         _wait(board, what, watch)
-    failures = all_reports(failure, device)
+    failures = gather_reports(failure, device)
     if failures:
         raise RunError(failures[0])
-    return from_first(result)
+    return broadcast_from_rank0(result)
 
 
 class _Board:
@@ -64,7 +64,7 @@ class _Board:
         self._store: Any = None
         if torch.distributed.is_initialized():
             self._store = torch.distributed.distributed_c10d._get_default_store()
-        self._key = from_first(f"dialogpt_ds/lone_work/{uuid.uuid4().hex}")
+        self._key = broadcast_from_rank0(f"dialogpt_ds/lone_work/{uuid.uuid4().hex}")
 
     def write(self, words: bytes) -> None:
         if self._store is not None:

@@ -12,7 +12,7 @@ import psutil
 from dialogpt_ds.errors import EXIT_RUN_FAILED
 
 FIRST_WORD_SECONDS, SECONDS_BETWEEN_WORDS = 30.0, 120.0
-MOST_SECONDS = 600.0
+RENDEZVOUS_SECONDS = 600.0
 """How long processes wait for each other at the start; DEEPSPEED_TIMEOUT (minutes) says otherwise."""
 
 
@@ -61,16 +61,16 @@ def _is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 
 
-class Meeting:
+class RendezvousWatch:
     """Says, while it is entered, that this process waits for others, and ends it when it has waited too long."""
 
     def __init__(self, rank: int, size: int, speaks: bool) -> None:
         self._who, self._size, self._speaks = f"rank {rank} on {socket.gethostname()}", size, speaks
         minutes = os.environ.get("DEEPSPEED_TIMEOUT", "")
-        self._limit = 60.0 * int(minutes) if minutes.isdigit() and int(minutes) else MOST_SECONDS
+        self._limit = 60.0 * int(minutes) if minutes.isdigit() and int(minutes) else RENDEZVOUS_SECONDS
         self._met = threading.Event()
 
-    def __enter__(self) -> "Meeting":
+    def __enter__(self) -> "RendezvousWatch":
         if self._size > 1:
             threading.Thread(target=self._wait, name="meeting", daemon=True).start()
         return self

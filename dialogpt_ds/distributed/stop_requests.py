@@ -16,7 +16,7 @@ from dialogpt_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT
 from dialogpt_ds.launching.launcher import runner_at
 
 STOP_FILE = "STOP"
-SECONDS_BETWEEN_LOOKS = 1.0
+LOOK_AT_STOP_FILE_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl(2): the signal that a process gets when its parent ends."""
 
@@ -29,6 +29,11 @@ DONE_REASONS = ("SIGINT", "STOP file")
 def exit_code_of(reason: str) -> int:
     """Return the exit code of a stop that was carried out."""
     return EXIT_DONE if reason in DONE_REASONS else EXIT_PREEMPTED
+
+
+def first_reason(counts: list[float]) -> str | None:
+    """Return the first of REASONS that some rank had, from the sums over all ranks of what each has."""
+    return next((reason for reason, count in zip(REASONS, counts, strict=True) if count > 0), None)
 
 
 class StopRequests:
@@ -47,7 +52,7 @@ class StopRequests:
         self._siblings = _ranks_of(self._launcher)
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        self._reader.settimeout(SECONDS_BETWEEN_LOOKS)
+        self._reader.settimeout(LOOK_AT_STOP_FILE_SECONDS)
         for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
             number = getattr(signal, name)
             before = signal.getsignal(number)

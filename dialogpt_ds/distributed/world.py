@@ -13,7 +13,7 @@ from typing import Any
 
 from dialogpt_ds.distributed.cores import share_cores
 from dialogpt_ds.distributed.op_locks import release_stale_locks
-from dialogpt_ds.distributed.rendezvous import Meeting, meeting_place, name_interface
+from dialogpt_ds.distributed.rendezvous import RendezvousWatch, meeting_place, name_interface
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.hardware import device_of_run
 from dialogpt_ds.launching.launcher import check_hostfile
@@ -166,7 +166,7 @@ def join_world(world: World, verbose: bool = False, hang_timeout: float = 0) -> 
         with nullcontext() if verbose else redirect_stdout(io.StringIO()):
             accelerator.create_op_builder("ShareMemCommBuilder").load()
     limit = collective_limit(hang_timeout)
-    with Meeting(world.rank, world.size, world.is_first or world.local_rank == 0):
+    with RendezvousWatch(world.rank, world.size, world.is_first or world.local_rank == 0):
         try:
             with nullcontext() if verbose else redirect_stdout(io.StringIO()):  # every rank would print that an op was built
                 deepspeed.init_distributed(

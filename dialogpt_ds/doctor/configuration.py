@@ -1,13 +1,10 @@
 """The run that is meant: its DeepSpeed configuration, precision, processes and batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from dialogpt_ds.commandline import Parsed
 from dialogpt_ds.config.batch import BatchSizes, resolve_batch
-from dialogpt_ds.config.offload import offload_devices
-from dialogpt_ds.config.precision import Precision, fill_optimizer, fill_precision, resolve_precision
+from dialogpt_ds.config.configuration import Configuration, resolve
 from dialogpt_ds.doctor.arguments import DoctorArguments
 from dialogpt_ds.doctor.facts import HostFacts
 from dialogpt_ds.doctor.finding import Finding, ok, problem
@@ -17,45 +14,19 @@ from dialogpt_ds.launching.hostfile import Host
 CONFIG, BATCH = "config", "batch"
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """What DeepSpeed is told, as far as it does not depend on the hosts."""
-
-    deepspeed: dict[str, Any]
-    precision: Precision
-    notes: list[str]
-    """What was filled in."""
-
-    @property
-    def zero_stage(self) -> int:
-        """ZeRO stage, 0 to 3."""
-        return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
-
-
 def config_findings(parsed: Parsed[DoctorArguments]) -> tuple[list[Finding], Configuration | None]:
     """Read the configuration as the trainer does it."""
-    from dialogpt_ds.training.settings import deepspeed_config_of
-
-    arguments = parsed.arguments
     try:
-        deepspeed, notes = deepspeed_config_of(arguments)
-        precision = resolve_precision(arguments, parsed.explicit, deepspeed if arguments.deepspeed_config else None)
-        fill_precision(deepspeed, precision, arguments, parsed.explicit)
-        fill_optimizer(deepspeed, arguments, parsed.explicit)
+        found = resolve(parsed)
     except UserError as error:
         return [problem(CONFIG, str(error))], None
-    found = Configuration(deepspeed, precision, notes)
-    offload = [
-        f"{what} on {place}"
-        for what, place in zip(("optimizer", "weights"), offload_devices(deepspeed), strict=True)
-        if place != "none"
-    ]
+    offload = [f"{what} on {place}" for what, place in zip(("optimizer", "weights"), found.offload, strict=True) if place != "none"]
     parts = [
-        arguments.deepspeed_config or "built in (no --deepspeed_config)",
+        found.arguments.deepspeed_config or "built in (no --deepspeed_config)",
         f"ZeRO-{found.zero_stage}",
-        precision,
+        found.precision,
         *offload,
-        *notes,
+        *found.notes,
     ]
     return [ok(CONFIG, ", ".join(parts))], found
 

@@ -12,14 +12,14 @@ from dialogpt_ds.doctor.finding import Finding, problem, warning
 from dialogpt_ds.doctor.report import Report
 from dialogpt_ds.doctor.run_inputs import ModelSize
 from dialogpt_ds.doctor.ssh import HOST, Ssh
-from dialogpt_ds.doctor.survey import ALL_SECONDS, Answer, Survey, ask_here, ask_hosts
+from dialogpt_ds.doctor.survey import SURVEY_SECONDS, Answer, Survey, ask_here, ask_hosts
 from dialogpt_ds.doctor.tasks import Task
 from dialogpt_ds.launching.checkpoint_size import checkpoint_bytes
 from dialogpt_ds.launching.environment_file import launcher_exports
 from dialogpt_ds.launching.hostfile import Host
 
 IMPORT_SECONDS = 20.0
-SURVEY_SECONDS = ALL_SECONDS + 8.0
+SURVEY_SECONDS = SURVEY_SECONDS + 8.0
 """With the end of the meeting, and of hosts that were still waiting for their turn."""
 MACHINE = "machine"
 
@@ -117,19 +117,19 @@ class Examination:
         report, seen, ranks, known = self.report, self.survey.seen, self.ranks, self.configuration
         report.check(hosts.SOFTWARE, lambda: hosts.failure_findings(seen))
         report.check(hosts.CODE, lambda: hosts.code_findings(seen, self.here))
-        report.check(versions.CHECK, lambda: versions.version_findings(seen))
+        report.check(versions.VERSIONS, lambda: versions.version_findings(seen))
         num_given = bool(self.hosts) or self.arguments.num_gpus is not None
         report.check(gpus.GPUS, lambda: gpus.gpu_findings(seen, ranks, num_given))
         report.check(gpus.CUDA, lambda: gpus.cuda_findings(seen))
         if known is not None:
             report.check(gpus.PRECISION, lambda: gpus.precision_findings(seen, known.precision))
-            report.check(ops.CHECK, lambda: ops.op_findings(seen, known.deepspeed))
+            report.check(ops.OPS, lambda: ops.op_findings(seen, known.deepspeed))
         first = seen[0][1]
         report.check(network.PORT, lambda: network.port_findings(first, self.survey.meeting, self.arguments.master_port))
-        report.check(limits.SHM, lambda: limits.shared_memory_findings(seen, ranks))
+        report.check(limits.SHM, lambda: limits.shm_findings(seen, ranks))
         report.check(limits.FILES, lambda: limits.file_findings(seen, sum(ranks.values())))
         report.check(limits.MEMORY, lambda: limits.memory_findings(seen, ranks))
-        report.check(output_folder.CHECK, self._output)
+        report.check(output_folder.OUTPUT_DIR, self._output)
 
     def _output(self) -> list[Finding]:
         bytes_of_one = export = 0
@@ -149,9 +149,9 @@ class Examination:
             report.check(configuration.BATCH, lambda: configuration.batch_findings(self.parsed, known, world_size)[0])
             report.check(run_inputs.DATA, lambda: run_inputs.data_findings(self.parsed, world_size), IMPORT_SECONDS)
             if size is not None and self.survey.seen:
-                from dialogpt_ds.doctor.memory_estimate import CHECK, fit_findings
+                from dialogpt_ds.doctor.memory_estimate import FIT, fit_findings
 
-                report.check(CHECK, lambda: fit_findings(self.survey.seen, self.ranks, known, size))
+                report.check(FIT, lambda: fit_findings(self.survey.seen, self.ranks, known, size))
         report.check(run_inputs.DATA, lambda: run_inputs.copy_findings(self.survey.seen))
 
     def _wandb(self) -> list[Finding]:

@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MARK = "dialogpt-doctor-facts "
+FACTS_MARK = "dialogpt-doctor-facts "
 """Begins a host's answer; a login shell may print before it, also on its line."""
 
 
 @dataclass(frozen=True)
-class Gpu:
+class HostGpu:
     """A GPU."""
 
     name: str
@@ -71,7 +72,7 @@ class HostFacts:
     """GPU architectures that PyTorch was built for, such as sm_80."""
     num_visible: int = 0
     """GPUs that PyTorch can use."""
-    gpus: list[Gpu] = field(default_factory=list)
+    gpus: list[HostGpu] = field(default_factory=list)
     driver_cuda: str = ""
     """Newest CUDA that the driver can run."""
     num_pci_gpus: int = 0
@@ -127,7 +128,7 @@ class HostFacts:
 
 def to_line(facts: HostFacts) -> str:
     """Return the answer of a host."""
-    return MARK + json.dumps(dataclasses.asdict(facts))
+    return FACTS_MARK + json.dumps(dataclasses.asdict(facts))
 
 
 def after_mark(output: str, mark: str) -> str | None:
@@ -135,15 +136,19 @@ def after_mark(output: str, mark: str) -> str | None:
     return next((line.partition(mark)[2] for line in output.splitlines() if mark in line), None)
 
 
-def from_output(output: str) -> HostFacts | None:
+Seen = Sequence[tuple[str, HostFacts]]
+"""The hosts that have answered, by name."""
+
+
+def facts_in(output: str) -> HostFacts | None:
     """Return what a host's output says; None where it holds no answer."""
-    said = after_mark(output, MARK)
+    said = after_mark(output, FACTS_MARK)
     if said is None:
         return None
     content: dict[str, Any] = json.loads(said)
     known = {field.name for field in dataclasses.fields(HostFacts)}  # another version there may say more
     content = {name: value for name, value in content.items() if name in known}
-    content["gpus"] = [Gpu(**gpu) for gpu in content.get("gpus", ())]
+    content["gpus"] = [HostGpu(**gpu) for gpu in content.get("gpus", ())]
     for name in ("shared_memory", "memory"):
         content[name] = tuple(content.get(name, (0, 0)))
     return HostFacts(**content)

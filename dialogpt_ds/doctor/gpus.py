@@ -1,18 +1,16 @@
 """GPUs: how many and which, whether PyTorch can use them, whether they can compute in the run's precision."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from dialogpt_ds.doctor.facts import HostFacts
+from dialogpt_ds.doctor.facts import HostFacts, Seen
 from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
+from dialogpt_ds.hardware import GIB
 from dialogpt_ds.launching import gpu_precision
 from dialogpt_ds.launching.nvidia import why_unused
 
 GPUS, CUDA, PRECISION = "gpus", "cuda", "precision"
 IN_USE = 0.05
 """Share of a GPU's memory that others have taken, above which it is said."""
-GIB = 2**30
-
-Seen = Sequence[tuple[str, HostFacts]]
 
 
 def gpu_findings(seen: Seen, ranks: Mapping[str, int], num_given: bool) -> list[Finding]:
@@ -145,7 +143,7 @@ def precision_findings(seen: Seen, precision: str) -> list[Finding]:
         refusal, slowness = gpu_precision.findings(precision, lowest, "a GPU there")
         lacking += [(name, refusal)] if refusal else []
         slow += [(name, slowness)] if slowness else []
-    found += [problem(PRECISION, text, gpu_precision.WAY_OUT) for text in by_host(lacking)]
+    found += [problem(PRECISION, text, gpu_precision.FP16_CONFIGURATION) for text in by_host(lacking)]
     found += [warning(PRECISION, text) for text in by_host(slow)]
     if found or not any("requirements" not in facts.failures for _, facts in seen):
         return found  # what could not be looked at is said elsewhere

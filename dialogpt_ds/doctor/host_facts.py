@@ -10,7 +10,7 @@ from typing import Any
 from dialogpt_ds.doctor import machine_facts, software_facts
 from dialogpt_ds.doctor.facts import HostFacts, Request, to_line
 
-PARTS: tuple[Callable[[Request], dict[str, Any]], ...] = (
+FACTS: tuple[Callable[[Request], dict[str, Any]], ...] = (
     machine_facts.network,
     machine_facts.limits,
     machine_facts.output_folder,
@@ -29,7 +29,7 @@ def gather(request: Request) -> HostFacts:
     """Return what this host says of itself; a part that fails is named in it, and the others are there all the same."""
     found: dict[str, Any] = {}
     failures: dict[str, str] = {}
-    for part in PARTS:
+    for part in FACTS:
         try:
             found |= part(request)
         except Exception as error:  # a broken installation raises anything when it is imported

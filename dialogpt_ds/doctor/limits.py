@@ -1,8 +1,8 @@
 """Limits of the hosts: shared memory, open files, memory for the processes themselves."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from dialogpt_ds.doctor.facts import HostFacts
+from dialogpt_ds.doctor.facts import Seen
 from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
 from dialogpt_ds.launching.machine_checks import SHARED_MEMORY, shared_memory_text
 
@@ -14,10 +14,8 @@ FILES_PER_RANK = 4
 PROCESS_BYTES = 1_000_000_000
 """Resident memory of a rank with its loader process and a very small model (measured on Python 3.11, torch 2.13: 0.6 and 0.3 GB)."""
 
-Seen = Sequence[tuple[str, HostFacts]]
 
-
-def shared_memory_findings(seen: Seen, ranks: Mapping[str, int]) -> list[Finding]:
+def shm_findings(seen: Seen, ranks: Mapping[str, int]) -> list[Finding]:
     """Return where /dev/shm is too small for the ranks there."""
     wrong, doubtful = [], []
     for name, facts in seen:

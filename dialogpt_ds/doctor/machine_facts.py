@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from dialogpt_ds.doctor.facts import Gpu, Request
+from dialogpt_ds.doctor.facts import HostGpu, Request
 from dialogpt_ds.files import rename_problem
 from dialogpt_ds.launching.machine_checks import SHARED_MEMORY, existing_part
 from dialogpt_ds.launching.needed_ops import find_build_tools
@@ -128,20 +128,20 @@ def _driver_cuda() -> str:
     return f"{version.value // 1000}.{version.value % 1000 // 10}" if version.value else ""
 
 
-def _smi_gpus() -> list[Gpu]:
+def _smi_gpus() -> list[HostGpu]:
     columns = "name,memory.total,memory.used,compute_cap,driver_version"
     output = said_by(["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"])
     return [gpu for gpu in map(gpu_of_line, (output or "").splitlines()) if gpu]
 
 
-def gpu_of_line(line: str) -> Gpu | None:
+def gpu_of_line(line: str) -> HostGpu | None:
     """Return the GPU of a line of nvidia-smi; it writes [N/A] for what it doesn't know."""
     parts = [part.strip() for part in line.split(",")]
     if len(parts) != 5:
         return None
     name, total, used, capability, driver = parts
     total, used = (part if part.isdigit() else "0" for part in (total, used))
-    return Gpu(name, int(total) << 20, int(used) << 20, capability if capability[:1].isdigit() else "", driver)
+    return HostGpu(name, int(total) << 20, int(used) << 20, capability if capability[:1].isdigit() else "", driver)
 
 
 def build_tools(request: Request) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from dialogpt_ds.distributed.rendezvous import listen_everywhere
 from dialogpt_ds.doctor.machine_facts import port_problem
 from dialogpt_ds.launching.machine_checks import existing_part
 
-MARK = "dialogpt-doctor-meeting "
-MOST_SECONDS = 60.0
+MEETING_MARK = "dialogpt-doctor-meeting "
+OPEN_SECONDS = 60.0
 
 
 def first_address() -> str:
@@ -49,10 +49,10 @@ def main() -> int:
         token.write_text("")
     except OSError as error:
         answer["token_problem"] = f"{token.parent} can't be written to ({error.strerror})"
-    print(MARK + json.dumps(answer), flush=True)
+    print(MEETING_MARK + json.dumps(answer), flush=True)
     reader = threading.Thread(target=sys.stdin.read, daemon=True)
     reader.start()
-    reader.join(MOST_SECONDS)
+    reader.join(OPEN_SECONDS)
     token.unlink(missing_ok=True)
     return 0
 

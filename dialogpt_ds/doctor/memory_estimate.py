@@ -7,11 +7,11 @@ from dialogpt_ds.doctor.configuration import Configuration
 from dialogpt_ds.doctor.facts import HostFacts
 from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
 from dialogpt_ds.doctor.run_inputs import ModelSize
+from dialogpt_ds.hardware import GIB
 
-CHECK = "fit"
+FIT = "fit"
 TIGHT = 0.8
 """Share of the memory above which the states leave little for activations and buffers."""
-GIB = 2**30
 
 
 def fit_findings(
@@ -25,7 +25,7 @@ def fit_findings(
     states = model_states(size.num_parameters, size.largest_layer, max(ranks.values()), len(ranks), configuration.precision)
     state = next((state for state in states if state.name == name), None)
     if state is None:
-        return [ok(CHECK, f"for {name} in {configuration.precision} there is no estimate; --dry_run takes two real steps")]
+        return [ok(FIT, f"for {name} in {configuration.precision} there is no estimate; --dry_run takes two real steps")]
     on_disk = "nvme" in (optimizer, weights)
     wrong, tight = [], []
     for host, facts in seen:
@@ -37,12 +37,12 @@ def fit_findings(
         "more processes with ZeRO-2 or 3 (ds_configs/zero3_fp16.json), offload (ds_configs/zero2_fp16_offload_optimizer.json), a smaller "
         "--model; --dry_run shows all stages"
     )
-    found = [problem(CHECK, f"{text} ({means})", way_out) for text in by_host(wrong)]
-    found += [warning(CHECK, f"{text} ({means})", "--activation_checkpointing, --chunked_head, smaller micro-batches; --dry_run counts "
+    found = [problem(FIT, f"{text} ({means})", way_out) for text in by_host(wrong)]
+    found += [warning(FIT, f"{text} ({means})", "--activation_checkpointing, --chunked_head, smaller micro-batches; --dry_run counts "
                       "the activations") for text in by_host(tight)]  # fmt: skip
     where = "on each GPU" if any(facts.on_gpu for _, facts in seen) else "for each process"
     shown = f"weights, gradients and optimizer take {state.device / GIB:,.2f} GiB {where} ({means})"
-    return found or [ok(CHECK, shown + "; activations come on top, --dry_run counts them")]
+    return found or [ok(FIT, shown + "; activations come on top, --dry_run counts them")]
 
 
 def _host_findings(facts: HostFacts, ranks: int, device: int, host: int) -> tuple[list[str], list[str]]:

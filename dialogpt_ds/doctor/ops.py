@@ -8,7 +8,7 @@ from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem
 from dialogpt_ds.launching.machine_checks import unbuilt
 from dialogpt_ds.launching.needed_ops import BuildTools, NeededOp, build_problems, needed_ops
 
-CHECK = "ops"
+OPS = "ops"
 
 
 def op_findings(seen: Sequence[tuple[str, HostFacts]], deepspeed: dict[str, Any]) -> list[Finding]:
@@ -26,7 +26,7 @@ def op_findings(seen: Sequence[tuple[str, HostFacts]], deepspeed: dict[str, Any]
                   if not facts.ops_compatible.get(op.name, True) and not texts and not facts.requirement_problem]  # fmt: skip
         wrong += [(name, text) for text in texts]
         good.append((name, _summary(needed, to_build, facts)))
-    return [problem(CHECK, text) for text in by_host(wrong)] or [ok(CHECK, text) for text in by_host(good)]
+    return [problem(OPS, text) for text in by_host(wrong)] or [ok(OPS, text) for text in by_host(good)]
 
 
 def _cuda_problems(to_build: list[NeededOp], facts: HostFacts) -> list[str]:

@@ -8,7 +8,7 @@ from dialogpt_ds.doctor.finding import Finding, Level, warning
 from dialogpt_ds.doctor.tasks import Clock, LateError, Task
 from dialogpt_ds.redaction import without_secrets
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 class Report:
@@ -44,7 +44,7 @@ class Report:
         found = self.result(name, Task(work), seconds)
         self.add(found or ())
 
-    def result(self, name: str, task: Task[Result], seconds: float) -> Result | None:
+    def result(self, name: str, task: Task[_Result], seconds: float) -> _Result | None:
         """Return the result of a task; None, and a warning, where it crashes or takes too long."""
         limit = self.clock.share(seconds)
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dialogpt_ds
-from dialogpt_ds.doctor.facts import Gpu, Request
+from dialogpt_ds.doctor.facts import HostGpu, Request
 from dialogpt_ds.files import sha256_of_file
 from dialogpt_ds.shards.manifest import MANIFEST
 from dialogpt_ds.versions import code_sha256, git_revision
@@ -71,7 +71,7 @@ def torch_facts(request: Request) -> dict[str, Any]:
         return found | {"torch_error": _why_no_cuda()}
     found |= {"num_visible": torch.cuda.device_count(), "architectures": torch.cuda.get_arch_list()}
     properties = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return found | {"gpus_of_torch": [Gpu(p.name, p.total_memory, 0, f"{p.major}.{p.minor}") for p in properties]}
+    return found | {"gpus_of_torch": [HostGpu(p.name, p.total_memory, 0, f"{p.major}.{p.minor}") for p in properties]}
 
 
 def _why_no_cuda() -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from dialogpt_ds.versions import CHECKOUT
 
-CONNECT_SECONDS = 8
+SSH_SECONDS = 8
 NO_FOLDER, NO_PYTHON, NO_DOCTOR = 101, 102, 103
 """Exit codes of the command on the other host, for what it did not find; ssh's own is 255."""
 SSH_FAILED = 255
@@ -73,7 +73,7 @@ class Ssh:
             f'test -f dialogpt_ds/doctor/host_facts.py || exit {NO_DOCTOR}; python=$2; shift 2; exec "$python" -m "$@"'
         )
         quoted = " ".join(shlex.quote(word) for word in [script, "sh", str(CHECKOUT), sys.executable, module, *words])
-        batch = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
+        batch = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={SSH_SECONDS}"]
         return ["ssh", *batch, *self.options(), host, f"exec sh -c {quoted}"]
 
     def effective(self, host: str) -> dict[str, str]:
@@ -88,7 +88,7 @@ class Ssh:
 
 
 @dataclass(frozen=True)
-class Done:
+class SshOutcome:
     """How a command ended."""
 
     code: int | None
@@ -97,7 +97,7 @@ class Done:
     errors: str
 
 
-def run_for(command: list[str], seconds: float, environment: Mapping[str, str] | None = None) -> Done:
+def run_for(command: list[str], seconds: float, environment: Mapping[str, str] | None = None) -> SshOutcome:
     """Run a command for at most so long; everything that it has started ends with it."""
     try:
         process = subprocess.Popen(
@@ -105,17 +105,17 @@ def run_for(command: list[str], seconds: float, environment: Mapping[str, str] |
             start_new_session=True, cwd=CHECKOUT, env=environment,
         )  # fmt: skip
     except OSError as error:
-        return Done(127, "", f"{command[0]}: {error.strerror}")
+        return SshOutcome(127, "", f"{command[0]}: {error.strerror}")
     with process:
         try:
             output, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            return Done(None, "", "")
-    return Done(process.returncode, output, errors)
+            return SshOutcome(None, "", "")
+    return SshOutcome(process.returncode, output, errors)
 
 
-def why_not(host: str, done: Done, seconds: float) -> tuple[str, str]:
+def why_not(host: str, done: SshOutcome, seconds: float) -> tuple[str, str]:
     """Return why a host gave no answer, and the way out, with HOST in the place of its name."""
     if done.code is None:
         return f"no answer within {seconds:.3g} s", "is it overloaded, or does a network disk hang there? ssh HOST nproc"

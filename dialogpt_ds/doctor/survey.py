@@ -15,16 +15,15 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 
 from dialogpt_ds.doctor import meeting_point
-from dialogpt_ds.doctor.facts import HostFacts, Request, from_output
-from dialogpt_ds.doctor.ssh import Done, Ssh, run_for, why_not
-from dialogpt_ds.doctor.visit import Visit
-from dialogpt_ds.doctor.visit import from_output as visit_from_output
+from dialogpt_ds.doctor.facts import HostFacts, Request, facts_in
+from dialogpt_ds.doctor.ssh import Ssh, SshOutcome, run_for, why_not
+from dialogpt_ds.doctor.visit import Visit, visit_in
 from dialogpt_ds.launching.hostfile import Host
 from dialogpt_ds.versions import CHECKOUT
 
 AT_ONCE = 128
 """Hosts that are asked at the same time."""
-ALL_SECONDS = 38.0
+SURVEY_SECONDS = 38.0
 """For everything that the hosts are asked; a host that hangs has no answer by then, and the others' are there."""
 VISIT_SECONDS, MEETING_SECONDS = 15.0, 12.0
 FACTS, VISIT, MEETING = (f"dialogpt_ds.doctor.{name}" for name in ("host_facts", "visit", "meeting_point"))
@@ -71,20 +70,20 @@ class Survey:
 
 def ask_here(request: Request, environment: Mapping[str, str]) -> Answer:
     """Ask this machine, in a process of its own: a broken driver or library can take that one down, or hang it, alone."""
-    done = run_for([sys.executable, "-m", FACTS, json.dumps(asdict(request))], ALL_SECONDS, environment)
-    return _answer("localhost", done, None, ALL_SECONDS)
+    done = run_for([sys.executable, "-m", FACTS, json.dumps(asdict(request))], SURVEY_SECONDS, environment)
+    return _answer("localhost", done, None, SURVEY_SECONDS)
 
 
 def ask_hosts(hosts: Sequence[Host], ssh: Ssh, request: Request, port: int, master_addr: str) -> Survey:
     """Ask the hosts of a hostfile."""
     names = [host.name for host in hosts]
     started = time.monotonic()
-    with Meeting(names[0], ssh, request, port) as meeting, ThreadPoolExecutor(min(len(names), AT_ONCE)) as pool:
+    with MeetingPoint(names[0], ssh, request, port) as meeting, ThreadPoolExecutor(min(len(names), AT_ONCE)) as pool:
         place = meeting.place
         address = master_addr or (place.address if place else "")
 
         def left() -> float:
-            return max(started + ALL_SECONDS - time.monotonic(), 0.5)
+            return max(started + SURVEY_SECONDS - time.monotonic(), 0.5)
 
         def ask(name: str) -> Answer:
             token = place.token if place else ""
@@ -96,21 +95,21 @@ def ask_hosts(hosts: Sequence[Host], ssh: Ssh, request: Request, port: int, mast
                 return _answer(name, way, None, seconds)  # nothing else would get through either
             seconds = left()
             done = run_for(ssh.command(name, FACTS, [json.dumps(asdict(request))]), seconds)
-            return _answer(name, done, visit_from_output(way.output), seconds)
+            return _answer(name, done, visit_in(way.output), seconds)
 
         answers = dict(zip(names, pool.map(ask, names), strict=True))
     return Survey(answers, place and MeetingPlace(**asdict(place) | {"address": address}))
 
 
-def _answer(host: str, done: Done, visit: Visit | None, seconds: float) -> Answer:
-    facts = from_output(done.output) if done.code == 0 else None
+def _answer(host: str, done: SshOutcome, visit: Visit | None, seconds: float) -> Answer:
+    facts = facts_in(done.output) if done.code == 0 else None
     if facts is not None:
         return Answer(facts, visit)
     trouble, way_out = why_not(host, done, seconds)
     return Answer(None, visit, trouble, way_out, done.code is None)
 
 
-class Meeting:
+class MeetingPoint:
     """The first host listens at the master port while the block lasts."""
 
     def __init__(self, first: str, ssh: Ssh, request: Request, port: int) -> None:
@@ -120,7 +119,7 @@ class Meeting:
         self.place: MeetingPlace | None = None
         """None: the first host can't be asked."""
 
-    def __enter__(self) -> "Meeting":
+    def __enter__(self) -> "MeetingPoint":
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -129,9 +128,9 @@ class Meeting:
             cwd=CHECKOUT,
             start_new_session=True,
         )
-        line = _line_with(self._process, meeting_point.MARK.encode(), MEETING_SECONDS)
+        line = _line_with(self._process, meeting_point.MEETING_MARK.encode(), MEETING_SECONDS)
         if line is not None:
-            said = json.loads(line.partition(meeting_point.MARK.encode())[2])
+            said = json.loads(line.partition(meeting_point.MEETING_MARK.encode())[2])
             if said["token_problem"]:
                 said["token"] = ""
             self.place = MeetingPlace(port=self._port, **said)

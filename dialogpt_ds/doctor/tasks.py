@@ -5,19 +5,19 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 class LateError(Exception):
     """A task has not ended in its time."""
 
 
-class Task(Generic[Result]):
+class Task(Generic[_Result]):
     """Work that begins at once. A thread that never ends does not keep the program from ending."""
 
-    def __init__(self, work: Callable[[], Result]) -> None:
+    def __init__(self, work: Callable[[], _Result]) -> None:
         self._work = work
-        self._result: list[Result] = []
+        self._result: list[_Result] = []
         self._error: BaseException | None = None
         self._ended = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
@@ -29,7 +29,7 @@ class Task(Generic[Result]):
             self._error = error
         self._ended.set()
 
-    def result(self, seconds: float) -> Result:
+    def result(self, seconds: float) -> _Result:
         """Return what the work returned, or raise what it raised; raises LateError after so many seconds."""
         if not self._ended.wait(max(seconds, 0.0)):
             raise LateError

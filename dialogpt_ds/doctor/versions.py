@@ -8,7 +8,7 @@ from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
 from dialogpt_ds.doctor.software_facts import required
 from dialogpt_ds.versions import PACKAGES
 
-CHECK = "versions"
+VERSIONS = "versions"
 SHOWN = ("python", *PACKAGES, "dialogpt-ds")
 """Named in the report, and the same on all hosts or the ranks refuse each other at the start."""
 
@@ -18,20 +18,22 @@ def version_findings(seen: Sequence[tuple[str, HostFacts]], requirements: Sequen
     lines = required() if requirements is None else requirements
     found = []
     if not lines:
-        found.append(warning(CHECK, "dialogpt-ds is not installed in this Python, so its ranges aren't known", "pip install -e ."))
+        found.append(
+            warning(VERSIONS, "dialogpt-ds is not installed in this Python, so its ranges aren't known", "pip install -e .")
+        )
     outside = [(name, text) for name, facts in seen for text in out_of_range(facts.packages, lines)]
-    found += [problem(CHECK, text, "pip install -e . there, which brings what setup.cfg asks for") for text in by_host(outside)]
+    found += [problem(VERSIONS, text, "pip install -e . there, which brings what setup.cfg asks for") for text in by_host(outside)]
     if python := _required_python():
         from packaging.specifiers import SpecifierSet
 
         old = [(name, f"Python {facts.packages['python']}, {python} is needed") for name, facts in seen
                if facts.packages and facts.packages["python"] not in SpecifierSet(python)]  # fmt: skip
-        found += [problem(CHECK, text) for text in by_host(old)]
+        found += [problem(VERSIONS, text) for text in by_host(old)]
     found += difference_findings(seen)
     if not found and seen:
         packages = seen[0][1].packages
         where = f", equal on all {len(seen)} hosts" if len(seen) > 1 else ""
-        found.append(ok(CHECK, ", ".join(f"{name} {packages.get(name, '?')}" for name in SHOWN) + where))
+        found.append(ok(VERSIONS, ", ".join(f"{name} {packages.get(name, '?')}" for name in SHOWN) + where))
     return found
 
 
@@ -67,7 +69,7 @@ def difference_findings(seen: Sequence[tuple[str, HostFacts]]) -> list[Finding]:
                      for host, facts in others if facts.packages.get(name, expected) != expected]  # fmt: skip
         say = problem if name in SHOWN else warning
         findings += [
-            say(CHECK, text, "install the same versions on every host (launch/constraints.txt)") for text in by_host(different)
+            say(VERSIONS, text, "install the same versions on every host (launch/constraints.txt)") for text in by_host(different)
         ]
     return findings
 

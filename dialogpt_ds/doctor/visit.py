@@ -13,9 +13,9 @@ from dialogpt_ds.distributed.rendezvous import interface_towards
 from dialogpt_ds.doctor.facts import after_mark
 from dialogpt_ds.files import appears
 
-MARK = "dialogpt-doctor-visit "
-CONNECT_SECONDS = 6.0
-TOKEN_SECONDS = 5.0
+VISIT_MARK = "dialogpt-doctor-visit "
+MEETING_SECONDS = 6.0
+VISIT_TOKEN_SECONDS = 5.0
 """How long a host may take to see a new file on a shared disk."""
 
 
@@ -35,15 +35,17 @@ def visit(address: str, port: int, token: str) -> Visit:
     """Go and look."""
     towards = interface_towards(address) if address else None
     interface, own = towards or ("", "")
-    return Visit(_connect(address, port) if port else "", interface, own, appears(Path(token), TOKEN_SECONDS) if token else None)
+    return Visit(
+        _connect(address, port) if port else "", interface, own, appears(Path(token), VISIT_TOKEN_SECONDS) if token else None
+    )
 
 
 def _connect(address: str, port: int) -> str:
     """Return what keeps a connection from being opened; "" where nothing does."""
     try:
-        socket.create_connection((address, port), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((address, port), timeout=MEETING_SECONDS).close()
     except TimeoutError:
-        return f"no answer within {CONNECT_SECONDS:.0f} s, as where a firewall drops what comes"
+        return f"no answer within {MEETING_SECONDS:.0f} s, as where a firewall drops what comes"
     except ConnectionRefusedError:
         return "the connection was refused, by a firewall or because it went to another machine"
     except OSError as error:
@@ -51,16 +53,16 @@ def _connect(address: str, port: int) -> str:
     return ""
 
 
-def from_output(output: str) -> Visit | None:
+def visit_in(output: str) -> Visit | None:
     """Return what a host's output says; None where it holds no answer."""
-    said = after_mark(output, MARK)
+    said = after_mark(output, VISIT_MARK)
     return None if said is None else Visit(**json.loads(said))
 
 
 def main() -> int:
     """Print the answer."""
     address, port, token = sys.argv[1:4]
-    print(MARK + json.dumps(asdict(visit(address, int(port or 0), token))), flush=True)
+    print(VISIT_MARK + json.dumps(asdict(visit(address, int(port or 0), token))), flush=True)
     return 0
 
 

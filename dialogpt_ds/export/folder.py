@@ -3,28 +3,25 @@
 import copy
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dialogpt_ds.distributed.lone_work import Tell
 from dialogpt_ds.errors import RunError, in_a_line
 from dialogpt_ds.export.target import ORIGIN
 from dialogpt_ds.files import replace_text, sha256_of_file
 
-FOLDER = "model"
+MODEL_FOLDER = "model"
 """Name of the export in output_dir, and of the description in a checkpoint."""
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PROBE_TOKENS = 32
 """Tokens that the live and the loaded model are compared on."""
 HALF_TOLERANCE, FP32_TOLERANCE = 0.1, 2e-4
 """Largest difference of logits, as a share of the largest logit, where weights are in half precision and in fp32. Another attention
 kernel alone changes a trained model of 135 M parameters by 0.023 in bf16."""
 CPU = torch.device("cpu")
-
-Tell = Callable[[str], None]
 
 
 def write_description(config: Any, tokenizer: Any, eos_id: int, trained_length: int, folder: Path) -> None:

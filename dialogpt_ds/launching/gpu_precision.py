@@ -2,7 +2,7 @@
 
 TENSOR_CORES, BF16 = (7, 0), (8, 0)
 """Compute capabilities from which fp16 is fast and bf16 is there (CUDA C++ programming guide); below, PyTorch emulates bf16."""
-WAY_OUT = "take a fp16 configuration, such as ds_configs/zero1_fp16.json"
+FP16_CONFIGURATION = "take a fp16 configuration, such as ds_configs/zero1_fp16.json"
 
 
 def findings(precision: str, capability: tuple[int, int], gpu: str) -> tuple[str, str]:

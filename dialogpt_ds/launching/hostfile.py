@@ -12,7 +12,7 @@ _LINE = re.compile(r"^(\S+)\s+slots=(\d+)(.*)$", re.ASCII)
 """The beginning is what DeepSpeed's launcher looks for (launcher/runner.py); it ignores whatever comes after."""
 _HARMLESS = re.compile(r"(\s+max_slots=\d+)?(\s+#.*)?\s*", re.ASCII)
 """What may come after the slots without meaning anything else: MPI's max_slots, and a comment."""
-MARK = "\ufeff"
+BYTE_ORDER_MARK = "\ufeff"
 """The byte order mark that some editors begin a file with."""
 _NAME = re.compile(r"([\w.-]+@)?[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?", re.ASCII)
 
@@ -39,10 +39,10 @@ def read_hostfile(path: Path) -> list[Host]:
     """
     hosts: list[Host] = []
     lines, problems = _lines(path), []
-    if lines and lines[0].startswith(MARK):
+    if lines and lines[0].startswith(BYTE_ORDER_MARK):
         problems.append(f"{path}:1: begins with a byte order mark, which the launcher takes for a letter: save the file without it")
     for number, line in enumerate(lines, start=1):
-        text = line.strip().removeprefix(MARK)
+        text = line.strip().removeprefix(BYTE_ORDER_MARK)
         if not text or text.startswith("#"):
             continue
         place = f"{path}:{number}: {text!r}"

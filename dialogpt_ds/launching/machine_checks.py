@@ -91,7 +91,7 @@ def _precision_findings(rank: LaunchedRank, visible: int) -> tuple[list[str], li
     name = torch.cuda.get_device_name(rank.local_rank)
     capability = torch.cuda.get_device_capability(rank.local_rank)
     refusal, slowness = gpu_precision.findings(rank.precision, capability, f"the GPU of rank {rank.rank} ({name})")
-    return ([f"{refusal}: {gpu_precision.WAY_OUT}"] if refusal else []), ([slowness] if slowness else [])
+    return ([f"{refusal}: {gpu_precision.FP16_CONFIGURATION}"] if refusal else []), ([slowness] if slowness else [])
 
 
 def _op_problems(rank: LaunchedRank, on_gpu: bool) -> list[str]:

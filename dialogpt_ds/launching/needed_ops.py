@@ -9,7 +9,7 @@ from typing import Any
 
 from dialogpt_ds.config.offload import offload_devices
 
-SHARED_MEMORY = "deepspeed_shm_comm"
+SHM_OP = "deepspeed_shm_comm"
 _ON_HOST = {"adam": "cpu_adam", "adamw": "cpu_adam", "adagrad": "cpu_adagrad", "lion": "cpu_lion"}
 _ON_GPU = {"adam": "fused_adam", "adamw": "fused_adam", "lamb": "fused_lamb", "lion": "fused_lion"}
 """Optimizers of DeepSpeed's own by their type in small letters, and the operation that each is made of."""
@@ -33,7 +33,7 @@ def needed_ops(deepspeed: dict[str, Any], on_gpu: bool) -> list[NeededOp]:
         deepspeed: the final configuration.
         on_gpu: whether the run is on GPUs.
     """
-    found = [] if on_gpu else [NeededOp(SHARED_MEMORY, "ranks on a CPU exchange data through shared memory", False)]
+    found = [] if on_gpu else [NeededOp(SHM_OP, "ranks on a CPU exchange data through shared memory", False)]
     place_of_optimizer, place_of_weights = offload_devices(deepspeed)
     optimizer = deepspeed.get("optimizer") or {}
     kind, of_torch = str(optimizer.get("type", "AdamW")).lower(), (optimizer.get("params") or {}).get("torch_adam") is True

@@ -3,16 +3,16 @@
 import os
 import platform
 import sys
-from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.files import replace_file, sha256_of_json
 from dialogpt_ds.launching.machine_checks import built_ahead, existing_part, unbuilt
 from dialogpt_ds.launching.needed_ops import needed_ops
+from dialogpt_ds.launching.processes import Environment
 from dialogpt_ds.versions import versions
 
-VARIABLE = "TORCH_EXTENSIONS_DIR"
+OPS_VARIABLE = "TORCH_EXTENSIONS_DIR"
 """Names the folder to torch's extension builder."""
 ABOUT = "environment.txt"
 """File in the folder, for a person who wonders whose it is."""
@@ -21,12 +21,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 CPU_KEYS = ("model name", "CPU implementer", "CPU part", "flags", "Features")
 """Of /proc/cpuinfo on x86 and ARM: operations are built with -march=native, for the processor that builds them."""
 
-Environment = MutableMapping[str, str]
-
 
 def use_own_folder(environment: Environment = os.environ) -> None:
     """Let operations be built in this environment's own folder, where nobody has named one and it can be made."""
-    if environment.get(VARIABLE):
+    if environment.get(OPS_VARIABLE):
         return
     folder = own_folder(environment)
     if folder is None:
@@ -40,7 +38,7 @@ def use_own_folder(environment: Environment = os.environ) -> None:
     except OSError:
         return  # then torch's own folder, and its own error where that can't be made either
     if os.access(folder, os.W_OK):
-        environment[VARIABLE] = str(folder)
+        environment[OPS_VARIABLE] = str(folder)
 
 
 def own_folder(environment: Environment = os.environ) -> Path | None:
@@ -53,7 +51,7 @@ def own_folder(environment: Environment = os.environ) -> Path | None:
 
 def op_folder(environment: Environment = os.environ) -> Path:
     """Return where this environment's operations are, or would be built: as use_own_folder() decides, without making anything."""
-    if named := environment.get(VARIABLE):
+    if named := environment.get(OPS_VARIABLE):
         return Path(named)
     own = own_folder(environment)
     if own is not None and os.access(existing_part(own), os.W_OK):

@@ -26,13 +26,13 @@ PASSED_ON = {
     signal.SIGINT: signal.SIGINT,
 }
 """What one rank gets for what comes here. SIGINT is a person's, who means it for good: the run ends with 0, not with 75."""
-GRACE_SECONDS = 25.0
+STOP_SECONDS = 25.0
 """Kubernetes kills the container after 30 s (terminationGracePeriodSeconds); what is left must be killed, and the code told, before."""
 SECONDS_FOR_THE_REST = 10.0
 """How long a command may go on after its ranks have stopped, before it is ended. A launcher takes a second or two."""
 SECONDS_FOR_THE_KILLED = 3.0
 """How long killed processes are waited for: one that waits for a device's driver does not end."""
-SECONDS_BETWEEN_LOOKS = 0.5
+LOOK_AT_PROCESSES_SECONDS = 0.5
 PR_SET_CHILD_SUBREAPER = 36
 """Option of Linux's prctl(2): orphans below this process become its children, as they do under the first process."""
 
@@ -40,7 +40,7 @@ PR_SET_CHILD_SUBREAPER = 36
 class Stoppable:
     """A command in a process group of its own, and what becomes of it, and of everything that it starts."""
 
-    def __init__(self, command: list[str], grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(self, command: list[str], grace_seconds: float = STOP_SECONDS) -> None:
         self._command = command
         self._grace_seconds = grace_seconds
         self._ignored = {number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN}  # nohup
@@ -69,7 +69,7 @@ class Stoppable:
             self._group = self._start(before)
             hand_terminal(os.getpgrp(), self._group)
             while not self._is_over():
-                received = signal.sigtimedwait(awaited, SECONDS_BETWEEN_LOOKS)
+                received = signal.sigtimedwait(awaited, LOOK_AT_PROCESSES_SECONDS)
                 if received is not None and received.si_signo != signal.SIGCHLD:
                     self._received(signal.Signals(received.si_signo))
             hand_terminal(self._group, os.getpgrp())
@@ -257,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--grace_seconds",
         type=float,
-        default=GRACE_SECONDS,
+        default=STOP_SECONDS,
         help="seconds from the signal until everything is killed; a step and a save must fit. A few less than the container is "
         "given (docker stop: 10 without --stop-timeout; Kubernetes: terminationGracePeriodSeconds, 30); default %(default)g",
     )

@@ -100,7 +100,7 @@ def metric_of(name: str) -> Metric | None:
     return METRICS.get(name)
 
 
-def known(values: dict[str, Any]) -> dict[str, Any]:
+def checked_row(values: dict[str, Any]) -> dict[str, Any]:
     """Return the row of a log without what this run has no value for; a name that is not in METRICS is a mistake in this program."""
     unknown = [name for name in values if name != STEP and metric_of(name) is None]
     assert not unknown, unknown

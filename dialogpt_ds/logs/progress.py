@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dialogpt_ds.logs.record import Record
+from dialogpt_ds.logs.record import LogRecord
 from dialogpt_ds.redaction import without_secrets
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -40,7 +40,7 @@ class Progress:
         """Return an estimate of the time to the last step, from this process's steps so far with all that came between them."""
         return (time.monotonic() - self.started) / max(step - self.first, 1) * (self.num_steps - step)
 
-    def take(self, record: Record) -> None:
+    def take(self, record: LogRecord) -> None:
         """Show one more step, or say what there is to say."""
         if record.kind == "step":
             self._show(record.values)

@@ -14,7 +14,7 @@ class Reply(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Record:
+class LogRecord:
     """One dictionary, built once, that goes to every sink."""
 
     kind: Kind
@@ -33,7 +33,7 @@ class Sink(Protocol):
 
     name: str
 
-    def take(self, record: Record) -> None:
+    def take(self, record: LogRecord) -> None:
         """Take one record; must not wait for anything outside of this machine."""
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.logs.progress import Progress
-from dialogpt_ds.logs.record import Record, Sink
+from dialogpt_ds.logs.record import LogRecord, Sink
 from dialogpt_ds.logs.tensorboard import TensorBoard
 from dialogpt_ds.logs.text_logs import TextLogs
 from dialogpt_ds.logs.wandb_run import WandbRun
@@ -48,7 +48,7 @@ class Recorder:
         self.wandb = WandbRun(arguments, output_dir, facts, wandb_id, first_step)
         self.sinks.append(self.wandb)
 
-    def record(self, record: Record) -> None:
+    def record(self, record: LogRecord) -> None:
         """Give a record to every sink."""
         for sink in list(self.sinks):
             try:

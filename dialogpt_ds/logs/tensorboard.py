@@ -6,9 +6,9 @@ from typing import Any
 
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.logs.metrics import STEP, metric_of
-from dialogpt_ds.logs.record import Record
+from dialogpt_ds.logs.record import LogRecord
 
-FOLDER = "tensorboard"
+TENSORBOARD_FOLDER = "tensorboard"
 
 
 def require_tensorboard() -> None:
@@ -31,9 +31,9 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         # What was logged after the checkpoint that the run goes on from is taken back.
-        self._writer: Any = SummaryWriter(str(log_dir / FOLDER), purge_step=resumed_step + 1)
+        self._writer: Any = SummaryWriter(str(log_dir / TENSORBOARD_FOLDER), purge_step=resumed_step + 1)
 
-    def take(self, record: Record) -> None:
+    def take(self, record: LogRecord) -> None:
         """Add a row's numbers under Section/name, and the replies as text."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 

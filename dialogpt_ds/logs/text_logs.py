@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.files import replace_text
-from dialogpt_ds.logs.record import Record, Reply
+from dialogpt_ds.logs.record import LogRecord, Reply
 
-TRAIN_LOG, EVAL_LOG, METRICS, REPLIES = "train_log.txt", "eval_log.txt", "metrics.jsonl", "sample_replies.txt"
+TRAIN_LOG, EVAL_LOG, METRICS_FILE, REPLIES = "train_log.txt", "eval_log.txt", "metrics.jsonl", "sample_replies.txt"
 TRAIN_HEADER = "epoch,global_step,step,mean_loss,mean_ppl,n_token_real,n_token_total,epoch_time"
 EVAL_HEADER = "epoch,global_step,step,eval_loss,eval_ppl"
 """DialoGPT's headers."""
@@ -92,10 +92,10 @@ class TextLogs:
         folder.mkdir(parents=True, exist_ok=True)
         self.train = LineFile(folder / TRAIN_LOG, TRAIN_HEADER, _csv_step, resumed_step)
         self.evaluation = LineFile(folder / EVAL_LOG, EVAL_HEADER, _csv_step, resumed_step)
-        self.metrics = LineFile(folder / METRICS, None, _json_step, resumed_step)
+        self.metrics = LineFile(folder / METRICS_FILE, None, _json_step, resumed_step)
         self.replies = LineFile(folder / REPLIES, None, _reply_step, resumed_step)
 
-    def take(self, record: Record) -> None:
+    def take(self, record: LogRecord) -> None:
         """Write a record's lines."""
         if record.kind == "step":
             self.train_line(record.line)

@@ -17,8 +17,8 @@ from typing import Any
 
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.logs.metrics import REPLIES_TABLE, STEP
-from dialogpt_ds.logs.record import Record
-from dialogpt_ds.logs.text_logs import METRICS, REPLIES
+from dialogpt_ds.logs.record import LogRecord
+from dialogpt_ds.logs.text_logs import METRICS_FILE, REPLIES
 from dialogpt_ds.logs.wandb_mode import Mode, choose_mode, server
 from dialogpt_ds.logs.wandb_service import answers, end_service, quiet_teardown
 from dialogpt_ds.redaction import without_secrets
@@ -37,7 +37,7 @@ ALWAYS_RECENT = 20
 """Rows that are kept to be logged once more, however long ago wandb got them."""
 LET_GO_SECONDS = 5.0
 """wandb's own, to write down what it could not send."""
-FOLDER = "wandb"
+WANDB_FOLDER = "wandb"
 """wandb's own, in output_dir."""
 
 
@@ -84,9 +84,9 @@ class WandbRun:
         self.run_id = run_id or (None if self.mode == "disabled" else new_id())
         self._arguments, self._folder, self._first_step = arguments, output_dir, first_step
         self._facts = cache(facts)
-        self._metrics_file = Path(arguments.log_dir or output_dir).expanduser() / METRICS
-        self._records: queue.Queue[Record | None] = queue.Queue(MOST_WAITING)
-        self._tables: queue.Queue[Record | None] = queue.Queue()
+        self._metrics_file = Path(arguments.log_dir or output_dir).expanduser() / METRICS_FILE
+        self._records: queue.Queue[LogRecord | None] = queue.Queue(MOST_WAITING)
+        self._tables: queue.Queue[LogRecord | None] = queue.Queue()
         self._recent: deque[tuple[float, dict[str, Any]]] = deque()
         """Rows that wandb may not have brought to the disk yet, with the time when it got them."""
         self._ending: tuple[int, Path | None] = (0, None)
@@ -108,7 +108,7 @@ class WandbRun:
         where = f"project {self._arguments.wandb_project}, run {self.run_id}"
         return f"{self.mode}{f' ({self.why})' if self.why else ''}, {where}"
 
-    def take(self, record: Record) -> None:
+    def take(self, record: LogRecord) -> None:
         """Hand a record to the thread; raises WandbError where that has failed."""
         if self.mode == "disabled":
             return
@@ -157,10 +157,10 @@ class WandbRun:
             end_service()
         late = stuck or isinstance(self._failure, TimeoutError)
         # Offline all folders of a run that was resumed; online this one, since what is sent twice may count twice.
-        what = f"wandb sync {self._folder / FOLDER}/offline-run-*-{self.run_id}"
+        what = f"wandb sync {self._folder / WANDB_FOLDER}/offline-run-*-{self.run_id}"
         if self.mode == "online":
-            what = f"wandb sync --include-online {self._run_folder or self._folder / FOLDER}"
-        look = f"wandb leet {self._folder / FOLDER}"
+            what = f"wandb sync --include-online {self._run_folder or self._folder / WANDB_FOLDER}"
+        look = f"wandb leet {self._folder / WANDB_FOLDER}"
         if late:
             return [f"wandb: {server()} did not take everything in {seconds:g} s; the rest, when it does: {what}"] + (
                 ["wandb: the artifacts are not in it, but where the model and the logs are"] if model else []

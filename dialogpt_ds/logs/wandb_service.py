@@ -8,14 +8,14 @@ import urllib.request
 
 import psutil
 
-ANSWER_SECONDS = 10.0
+WANDB_SECONDS = 10.0
 """A server that says nothing for so long is down."""
 
 
 def answers(address: str) -> bool:
     """Return whether something at an address says anything."""
     try:
-        with urllib.request.urlopen(address, timeout=ANSWER_SECONDS):
+        with urllib.request.urlopen(address, timeout=WANDB_SECONDS):
             return True
     except urllib.error.HTTPError:
         return True

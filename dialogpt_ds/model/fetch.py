@@ -10,9 +10,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from huggingface_hub import constants
 
+from dialogpt_ds.commandline import Say
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.files import sync_folder
-from dialogpt_ds.model.hub import HubFile, Release, Say, find_release, size_of, transfer
+from dialogpt_ds.model.hub import HubFile, Release, find_release, size_of, transfer
 
 Check = Callable[[Path, Sequence[str]], int]
 

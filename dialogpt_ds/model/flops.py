@@ -38,7 +38,7 @@ MEASURED_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class Flops:
     """What a model's training computes (Chowdhery et al. 2022, PaLM, appendix B), with the head where it is computed: at targets alone."""
 
     body_weights: int
@@ -47,7 +47,7 @@ class Arithmetic:
     layers: int
     width: int
 
-    def operations(self, tokens: float, targets: float, row_length: int) -> float:
+    def per_step(self, tokens: float, targets: float, row_length: int) -> float:
         """Return the floating-point operations of a forward and a backward pass.
 
         6 for each weight and token, 12 * layers * width * row_length for attention a token, as if it saw its whole row: examples in a
@@ -58,14 +58,14 @@ class Arithmetic:
         return tokens * (6 * self.body_weights + attention) + 6 * targets * self.head_weights
 
 
-def arithmetic_of(model: Any) -> Arithmetic:
+def flops_of(model: Any) -> Flops:
     """Return the arithmetic of a causal language model of transformers, before an engine takes its weights apart."""
     tables = {id(module.weight): module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     head = model.get_output_embeddings()
     head_weight = getattr(head, "weight", None)
     outside = tables | ({} if head_weight is None else {id(head_weight): head_weight})
     config = model.config.get_text_config()
-    return Arithmetic(
+    return Flops(
         body_weights=sum(p.numel() for p in model.parameters()) - sum(weight.numel() for weight in outside.values()),
         head_weights=0 if head_weight is None else head_weight.numel(),
         layers=getattr(config, "num_hidden_layers", None) or 0,
@@ -74,7 +74,7 @@ def arithmetic_of(model: Any) -> Arithmetic:
 
 
 @dataclass(frozen=True)
-class Peak:
+class DevicePeak:
     """The most that a device can do."""
 
     operations_per_second: float
@@ -86,14 +86,14 @@ class Peak:
         return f"{tera:,.4g} TFLOP/s ({self.source})" if tera >= 1 else f"{tera * 1e3:,.3g} GFLOP/s ({self.source})"
 
 
-def peak_of(device: torch.device, precision: Precision) -> Peak:
+def device_peak(device: torch.device, precision: Precision) -> DevicePeak:
     """Return the peak of a device in a precision: its data sheet's, else that of a large matrix product, measured now."""
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
         found = peak_by_name(name)
         if found is not None:
-            return Peak(found, f"data sheet of {name}")
-    return Peak(measured_peak(device, DTYPES[precision]), f"a matrix product in {precision}, measured")
+            return DevicePeak(found, f"data sheet of {name}")
+    return DevicePeak(measured_peak(device, DTYPES[precision]), f"a matrix product in {precision}, measured")
 
 
 def peak_by_name(name: str) -> float | None:

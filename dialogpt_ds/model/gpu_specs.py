@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from dialogpt_ds.config.arguments import Link
 from dialogpt_ds.errors import UserError
+from dialogpt_ds.hardware import GIB
 
 Capability = tuple[int, int]
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,16 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
+from dialogpt_ds.commandline import Say
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.files import replace_text, sha256_of_file
-
-Say = Callable[[str], None]
 
 RECORD = "fetched_from.json"
 """Written last into a fetched folder; a folder without it is somebody's own."""
 ATTEMPTS = 6
 PAUSE_SECONDS = 2.0
 """Before the second attempt, and twice as long before each further one: about a minute in all."""
-ANSWER_SECONDS = 10.0
+HUB_SECONDS = 10.0
 """Longest wait for the hub's answer about a repository."""
 
 WEIGHTS = (
@@ -60,7 +59,7 @@ OPTIONAL_FILES = (
 )
 
 
-class UnreachableError(UserError):
+class HubUnreachableError(UserError):
     """The hub can't be reached at all: no reason to ask it for the next model."""
 
 
@@ -195,7 +194,7 @@ def _ask(hub_id: str, revision: str, say: Say) -> Any:
     failures = 0
     while True:
         try:
-            return HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS)
+            return HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=HUB_SECONDS)
         except (HTTPError, OfflineModeIsEnabled) as error:
             failures += 1
             if not isinstance(error, HfHubHTTPError) or not _may_pass(error) or failures == ATTEMPTS:
@@ -287,7 +286,7 @@ def _failure(error: Exception, hub_id: str, revision: str) -> UserError | RunErr
     if isinstance(error, OfflineModeIsEnabled):
         return UserError(f"HF_HUB_OFFLINE forbids to ask the hub at {endpoint}: unset it, or {by_hand}")
     if not isinstance(error, HfHubHTTPError):
-        return UnreachableError(
+        return HubUnreachableError(
             f"the hub at {endpoint} can't be reached ({_reason(error)}): set HF_ENDPOINT to a mirror that can be reached, or {by_hand}"
         )
     status = error.response.status_code

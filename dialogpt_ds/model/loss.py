@@ -1,7 +1,7 @@
 """The loss of a dialogue model: the head at target positions only, weighted by turn, reduced in fp32."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,6 +30,17 @@ def to_tensors(micro_batch: MicroBatch, device: torch.device | str, turn_ids: bo
         arrays["token_type_ids"] = micro_batch.turn_ids
     moved = {name: torch.as_tensor(array).to(device, non_blocking=True) for name, array in arrays.items()}
     return moved | {"longest_example": micro_batch.longest_example}
+
+
+class LossSums(NamedTuple):
+    """Sums over the targets of a micro-batch, fp32, nats; the last two carry no gradient."""
+
+    weighted: torch.Tensor
+    """Of weight * nll, a scalar."""
+    weighted_by_turn: torch.Tensor
+    """The same, [TURN_GROUPS]."""
+    nll_by_turn: torch.Tensor
+    """Of nll, whatever the weights, [TURN_GROUPS]."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +87,8 @@ class TargetLoss(nn.Module):
         example_starts: torch.Tensor,
         longest_example: int,
         token_type_ids: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum of weight * nll, a scalar, and sums by group of turns, [2, TURN_GROUPS]: of weight * nll, and of nll.
-
-        All are fp32, in nats; the second tensor carries no gradient.
+    ) -> LossSums:
+        """Return the sums over the targets.
 
         Args:
             input_ids: [rows, row_length].
@@ -107,7 +116,8 @@ class TargetLoss(nn.Module):
         both = torch.stack([weighted, nll]).detach()
         # No matrix product, which autocast computes in half precision, and in which an infinite loss spoils the other groups.
         group = torch.arange(len(TURN_GROUPS), device=turn_groups.device).unsqueeze(1)
-        return weighted.sum(), torch.where(turn_groups == group, both.unsqueeze(1), 0.0).sum(dim=2)
+        weighted_by_turn, nll_by_turn = torch.where(turn_groups == group, both.unsqueeze(1), 0.0).sum(dim=2)
+        return LossSums(weighted.sum(), weighted_by_turn, nll_by_turn)
 
     def _apart(self, position_ids: torch.Tensor, example_starts: torch.Tensor, longest: int) -> Inputs:
         """Return what keeps the examples of a row from seeing each other, as arguments of the model."""

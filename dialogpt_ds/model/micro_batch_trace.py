@@ -110,9 +110,8 @@ def trace(loss: TargetLoss, workload: Workload, turn_ids: bool = False) -> Trace
     try:
         with recorder:
             with activations_measured(loss) as saved:
-                weighted, sums = loss(**workload.inputs(turn_ids))
+                weighted = loss(**workload.inputs(turn_ids)).weighted
             forward, recorder.calls = recorder.calls, []
-            del sums
             weighted.backward()
     finally:
         for handle in handles:

@@ -76,7 +76,7 @@ class RankStep:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankSlice:
     """Which rows of a global batch a rank takes.
 
     Micro-batch a of rank r takes `micro` rows from row (a * world_size + r) * micro on. With 2 ranks, 2 micro-batches of 1 row:
@@ -101,7 +101,7 @@ class Share:
         return range(start, start + self.micro)
 
 
-def rank_step(batch: GlobalBatch, share: Share, row_length: int, padding_id: int) -> RankStep:
+def rank_step(batch: GlobalBatch, share: RankSlice, row_length: int, padding_id: int) -> RankStep:
     """Make the arrays of one rank's share of a global batch; raises BadBlocksError."""
     rows = batch.rows
     return RankStep(

@@ -75,7 +75,7 @@ class ShardArguments:
 
 
 @dataclass(frozen=True)
-class Share:
+class PartShare:
     """Which parts a run encodes."""
 
     number: int = 1
@@ -87,7 +87,7 @@ class Share:
         return part % self.of == self.number - 1
 
 
-def check_arguments(arguments: ShardArguments) -> Share:
+def check_arguments(arguments: ShardArguments) -> PartShare:
     """Check everything that can be checked before any work; raises UserError with all problems at once."""
     problems = []
     if not arguments.output:
@@ -117,7 +117,7 @@ def check_arguments(arguments: ShardArguments) -> Share:
     if problems:
         raise UserError("\n".join(problems))
     check_executor(arguments.executor)
-    return Share(int(share[1]), int(share[2])) if share else Share()
+    return PartShare(int(share[1]), int(share[2])) if share else PartShare()
 
 
 def encoding_settings(arguments: ShardArguments) -> EncodingSettings:

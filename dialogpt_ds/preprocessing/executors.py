@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from dialogpt_ds.errors import RunError, UserError
 
-Ticket = TypeVar("Ticket")
+_Ticket = TypeVar("_Ticket")
 DASK = "dask://"
 QUEUED = 4
 """Tasks in flight for each worker: memory does not grow with the input, whichever side is slower."""
@@ -67,7 +67,7 @@ def _dask_client(name: str) -> Any:
         raise UserError(f"--executor {name!r}: no Dask scheduler answers at {address} ({error})") from error
 
 
-def in_order(in_flight: int, started: Iterable[tuple[Ticket, Future[Any] | None]]) -> Iterator[Ticket]:
+def in_order(in_flight: int, started: Iterable[tuple[_Ticket, Future[Any] | None]]) -> Iterator[_Ticket]:
     """Yield tickets in their order, each when its work is done; None for work that needs none.
 
     Args:
@@ -77,9 +77,9 @@ def in_order(in_flight: int, started: Iterable[tuple[Ticket, Future[Any] | None]
     Raises:
         RunError: a worker process was killed.
     """
-    waiting: collections.deque[tuple[Ticket, Future[Any] | None]] = collections.deque()
+    waiting: collections.deque[tuple[_Ticket, Future[Any] | None]] = collections.deque()
 
-    def first() -> Ticket:
+    def first() -> _Ticket:
         ticket, future = waiting.popleft()
         if future is not None:
             future.result()

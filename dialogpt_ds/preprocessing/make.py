@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dialogpt_ds.commandline import make_folder
+from dialogpt_ds.commandline import Say, make_folder
 from dialogpt_ds.conversations.inputs import Input, open_inputs
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.hardware import peak_memory
-from dialogpt_ds.preprocessing.arguments import ShardArguments, Share, check_arguments, encoding_settings
+from dialogpt_ds.preprocessing.arguments import PartShare, ShardArguments, check_arguments, encoding_settings
 from dialogpt_ds.preprocessing.balance import REJECTS, Balance, write_report
 from dialogpt_ds.preprocessing.dedupe import duplicates
 from dialogpt_ds.preprocessing.encoding import SPLITS, EncodingSettings, part_encoder, tokenizer_of
@@ -30,8 +30,6 @@ from dialogpt_ds.shards.writer import ShardWriter, make_manifest
 from dialogpt_ds.tokenization import vocabulary_sha256
 
 __all__ = ["ShardArguments", "make_shards", "write_shards"]
-
-Say = Callable[[str], None]
 
 
 def make_shards(arguments: ShardArguments, say: Say = print) -> dict[str, Manifest]:
@@ -93,7 +91,7 @@ def peak_of_all(workers: int) -> int:
     return peak_memory() + largest * (workers if workers > 1 else 1)
 
 
-class Ticket(NamedTuple):
+class EncodedPart(NamedTuple):
     """A part that is made."""
 
     path: Path
@@ -101,7 +99,7 @@ class Ticket(NamedTuple):
     content_sum: str
 
 
-def _made_parts(arguments: ShardArguments, inputs: Sequence[Input], place: Workplace, share: Share) -> Iterator[Ticket]:
+def _made_parts(arguments: ShardArguments, inputs: Sequence[Input], place: Workplace, share: PartShare) -> Iterator[EncodedPart]:
     """Yield the parts of a share in order, encoded; those that are there already are taken as they are.
 
     Raises:
@@ -114,10 +112,10 @@ def _made_parts(arguments: ShardArguments, inputs: Sequence[Input], place: Workp
     if executor_name == "local" and not arguments.merge:
         part_encoder(settings)  # forked processes inherit it
 
-    def start(executor: Executor) -> Iterator[tuple[Ticket, Future[None] | None]]:
+    def start(executor: Executor) -> Iterator[tuple[EncodedPart, Future[None] | None]]:
         tasks = (task for task in all_tasks(inputs) if share.has(task.number))
         for task in tqdm(tasks, unit=" parts", desc="encoding", disable=not sys.stderr.isatty()):
-            ticket = Ticket(part_path(place.output, task.number), task.source, task.content_sum)
+            ticket = EncodedPart(part_path(place.output, task.number), task.source, task.content_sum)
             if ticket.path.is_file():
                 yield ticket, None
             elif arguments.merge:
@@ -139,7 +137,7 @@ def _absolute(path: str) -> str:
 
 def _assemble(assembly: "Assembly", arguments: ShardArguments, inputs: Sequence[Input], place: Workplace) -> None:
     """Put all parts together in order; with --dedupe only when all are made, since an equal one may be in any of them."""
-    tickets: Iterable[Ticket] = _made_parts(arguments, inputs, place, Share())
+    tickets: Iterable[EncodedPart] = _made_parts(arguments, inputs, place, PartShare())
     if not arguments.dedupe:
         for ticket in tickets:
             assembly.add(Part.load(ticket.path), ticket)
@@ -161,7 +159,7 @@ class Assembly:
         self.rejects: IO[str] | None = None
         self._lines: Counter[str] = Counter()
 
-    def add(self, part: Part, ticket: Ticket, twice: np.ndarray | None = None) -> None:
+    def add(self, part: Part, ticket: EncodedPart, twice: np.ndarray | None = None) -> None:
         """Take a part; `twice` says which of its conversations are duplicates, [conversations] bool.
 
         Raises:

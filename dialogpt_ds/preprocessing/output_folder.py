@@ -14,10 +14,10 @@ from dialogpt_ds.conversations.inputs import Input
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.files import replace_text
 from dialogpt_ds.preprocessing import parts as part_settings
-from dialogpt_ds.preprocessing.arguments import ShardArguments, Share, encoding_settings
+from dialogpt_ds.preprocessing.arguments import PartShare, ShardArguments, encoding_settings
 from dialogpt_ds.preprocessing.balance import REJECTS
 from dialogpt_ds.preprocessing.encoding import TRAIN, VALIDATION
-from dialogpt_ds.preprocessing.parts import PARTS
+from dialogpt_ds.preprocessing.parts import PARTS_FOLDER
 from dialogpt_ds.shards.manifest import INDEX, MANIFEST, REPORT
 
 CONFIGURATION = "configuration.json"
@@ -61,14 +61,14 @@ class Workplace:
     @property
     def parts(self) -> Path:
         """Folder of the parts."""
-        return self.output / PARTS
+        return self.output / PARTS_FOLDER
 
     def is_finished(self) -> bool:
         """Return whether the shards are finished."""
         return all((folder / MANIFEST).is_file() for folder in self.folders.values())
 
     @contextmanager
-    def locked(self, share: Share) -> Iterator[None]:
+    def locked(self, share: PartShare) -> Iterator[None]:
         """Keep other runs out; those with other shares of --part may work beside this one.
 
         Raises:
@@ -99,7 +99,7 @@ class Workplace:
             f"--output {self.output}: another run is at work in it ({holds}); wait for its end, or name another folder"
         )
 
-    def begin(self, configuration: dict[str, Any], share: Share) -> str:
+    def begin(self, configuration: dict[str, Any], share: PartShare) -> str:
         """Make the folder ready for this configuration; returns what a person should be told. Shares of one input take turns.
 
         Raises:

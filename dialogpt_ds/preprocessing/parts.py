@@ -24,7 +24,7 @@ from dialogpt_ds.shards.blocks import Block
 
 PART_BYTES = 2 << 20
 """Text of a part, about: a tenth of a second to some tenths of work."""
-PARTS = "parts"
+PARTS_FOLDER = "parts"
 """Folder for them, in the output folder; gone when the shards are finished."""
 
 
@@ -193,4 +193,4 @@ def _number(path: Path) -> int:
 
 def part_path(folder: Path, number: int) -> Path:
     """Return the file of a part."""
-    return folder / PARTS / f"part-{number:06d}.npz"
+    return folder / PARTS_FOLDER / f"part-{number:06d}.npz"

@@ -31,7 +31,7 @@ class CacheSettings:
     max_bytes: int
 
 
-class UnreachableError(FetchError):
+class CacheUnreachableError(FetchError):
     """The remote place as a whole can't be reached: no reason to call a shard damaged."""
 
 
@@ -83,7 +83,7 @@ class ShardCache:
 
         Raises:
             LostShardError: it is gone or altered.
-            UnreachableError: so is everything else of the directory.
+            CacheUnreachableError: so is everything else of the directory.
         """
         entry = self.manifest.shardlist[shard]
         path = self.folder / entry.url
@@ -113,7 +113,7 @@ class ShardCache:
             try:
                 read_small(self.url, MANIFEST)
             except FetchError:
-                raise UnreachableError(f"{error}; nor can {self.url} be reached at all") from error
+                raise CacheUnreachableError(f"{error}; nor can {self.url} be reached at all") from error
             replace_text(note, str(error))
             raise LostShardError(str(error)) from error
         note.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ REPORT = "report.json"
 """Where everything of the input went; written by preprocessing."""
 TOKENIZER = "tokenizer"
 """Folder beside the shards with the tokenizer they were made with, so that training needs no hub."""
-FORMAT = "dialogpt-ds-shards"
+FORMAT_NAME = "dialogpt-ds-shards"
 FORMAT_VERSION = 1
 
 
@@ -67,7 +67,7 @@ class Manifest:
 
     def content(self) -> dict[str, Any]:
         """Return everything but the fingerprint, as it stands in the file."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(self)}
 
     @property
     def fingerprint(self) -> str:
@@ -102,9 +102,9 @@ def parse_manifest(text: bytes, file: str) -> Manifest:
         content = json.loads(text.decode("utf-8"))
         version = (content.pop("format"), content.pop("format_version"))
         fingerprint = content.pop("fingerprint")
-        if version != (FORMAT, FORMAT_VERSION):
+        if version != (FORMAT_NAME, FORMAT_VERSION):
             raise UserError(
-                f"{file} is {version[0]} version {version[1]}, this program reads {FORMAT} version {FORMAT_VERSION}: "
+                f"{file} is {version[0]} version {version[1]}, this program reads {FORMAT_NAME} version {FORMAT_VERSION}: "
                 "make the shards again, or use the program they were made with"
             )
         manifest = Manifest(**(content | {"shardlist": [ShardEntry(**entry) for entry in content["shardlist"]]}))

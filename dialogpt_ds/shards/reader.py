@@ -19,7 +19,7 @@ from dialogpt_ds.shards.remote import FetchError, address, is_remote, read_small
 
 OPEN_SHARDS = 16
 """Shards that stay mapped at once; a window draws from a few."""
-HEADER = 512
+TAR_HEADER = 512
 """Bytes of a tar header; content is padded to a multiple of it."""
 
 
@@ -165,13 +165,13 @@ def members_of(shard: memoryview, position: int, sums: np.ndarray, names: Sequen
     found: dict[str, memoryview] = {}
     for name, expected in zip(MEMBERS, sums.tolist(), strict=True):
         where = f"{place}, member {name}, offset {position:,}"
-        header = _USTAR.fullmatch(shard[position : position + HEADER])
+        header = _USTAR.fullmatch(shard[position : position + TAR_HEADER])
         if header is None:
-            ends = f"; the file ends at {len(shard):,}" if position + HEADER > len(shard) else ""
+            ends = f"; the file ends at {len(shard):,}" if position + TAR_HEADER > len(shard) else ""
             raise DamagedShardError(f"{where}: no tar header{ends}; copy or make the shard again")
         size = int(header["size"], 8)
         if name in names:
-            content = shard[position + HEADER : position + HEADER + size]
+            content = shard[position + TAR_HEADER : position + TAR_HEADER + size]
             full_name = header["name"].decode("utf-8", "replace")
             crc = zlib.crc32(content)
             if not full_name.endswith(f".{name}") or crc != expected:
@@ -181,5 +181,5 @@ def members_of(shard: memoryview, position: int, sums: np.ndarray, names: Sequen
                     "the file was altered or is damaged: copy or make the shard again"
                 )
             found[name] = content
-        position += HEADER + -(-size // HEADER) * HEADER
+        position += TAR_HEADER + -(-size // TAR_HEADER) * TAR_HEADER
     return found

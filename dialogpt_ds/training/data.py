@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from dialogpt_ds.distributed.collectives import all_reports
+from dialogpt_ds.distributed.collectives import gather_reports
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.order.mixture import MixturePosition
@@ -57,7 +57,7 @@ class TrainingData:
         while True:
             known, outcome = self._nobody_failed, self._ahead or self._draw()
             self._ahead, self._nobody_failed = None, False
-            failures = [] if known else all_reports(outcome if isinstance(outcome, Failure) else None, self._device)
+            failures = [] if known else gather_reports(outcome if isinstance(outcome, Failure) else None, self._device)
             if not failures:
                 assert isinstance(outcome, RankStep)
                 self.position = outcome.position_after

@@ -4,9 +4,10 @@ import atexit
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.config.sources import NamedSource, parse_sources
 from dialogpt_ds.conversations.inputs import open_evaluation
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.model.load import ModelSource
@@ -18,6 +19,43 @@ from dialogpt_ds.shards.cache import CacheSettings
 from dialogpt_ds.shards.manifest import TOKENIZER
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.tokenization import GPT2_VOCABULARY_SIZE, find_tokenizer, vocabulary_sha256
+
+
+class OpenedData(NamedTuple):
+    """What a run trains and evaluates on, opened."""
+
+    sources: list[NamedSource]
+    """What is trained on, with weights."""
+    directories: list[ShardDirectory]
+    """The same, opened."""
+    evaluation: ShardDirectory | None
+    tokenizer: Any
+    """That of all of them."""
+    row_length: int
+    """Tokens of a row."""
+
+
+def open_data(arguments: TrainingArguments, length_is_explicit: bool) -> OpenedData:
+    """Open all shard directories, and check that they fit each other and the cache.
+
+    Args:
+        arguments: of the command line.
+        length_is_explicit: whether --max_seq_length was given; else the shards' own limit holds.
+
+    Raises:
+        UserError: one can't be opened, or doesn't fit.
+    """
+    sources = parse_sources(arguments.train_input_file, "--train_input_file")
+    cache = CacheSettings(Path(arguments.cache_dir).expanduser(), int(arguments.cache_gb * 1e9))
+    directories = [ShardDirectory.open(source.path, "--train_input_file", cache) for source in sources]
+    check_sources(directories)
+    longest = max(directory.manifest.max_seq_length for directory in directories)
+    row_length = arguments.max_seq_length if length_is_explicit else longest
+    evaluation = None if arguments.skip_eval else open_evaluation_data(arguments, directories[0], row_length, cache)
+    check_cache([*directories, *([evaluation] if evaluation else [])], cache)
+    if evaluation is not None:
+        check_same_tokenizer(evaluation, "--eval_input_file", directories[0])
+    return OpenedData(sources, directories, evaluation, shards_tokenizer(directories[0]), row_length)
 
 
 def check_sources(directories: list[ShardDirectory]) -> None:
@@ -68,7 +106,7 @@ def open_evaluation_data(
     return ShardDirectory.open(shard_arguments.output, "--eval_input_file")
 
 
-def tokenizer_of(train: ShardDirectory) -> Any:
+def shards_tokenizer(train: ShardDirectory) -> Any:
     """Return the tokenizer the shards were made with: from their own folder, else by name; raises UserError."""
     manifest = train.manifest
     folder = train.folder / TOKENIZER

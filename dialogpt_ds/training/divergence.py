@@ -3,20 +3,21 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
-from dialogpt_ds.distributed.collectives import all_gathered, all_reports
+from dialogpt_ds.distributed.collectives import all_gather, gather_reports
 from dialogpt_ds.errors import RunError
-from dialogpt_ds.model.loss import to_tensors
+from dialogpt_ds.model.loss import LossSums, to_tensors
 from dialogpt_ds.model.saved_bytes import parts_here
 from dialogpt_ds.order.batches import MicroBatch, make_micro_batch
 from dialogpt_ds.order.mixture import Mixture, MixturePosition
 from dialogpt_ds.order.places import examples_in, listed
-from dialogpt_ds.training.engine import StepResult
+from dialogpt_ds.training.engine import Engine
 from dialogpt_ds.training.settings import Settings
 from dialogpt_ds.training.state import ProgressState
+from dialogpt_ds.training.step import StepResult
 
 SPIKE_DEVIATIONS = 6.0
 """A loss is a spike where it lies so many standard deviations above the usual one ..."""
@@ -37,6 +38,14 @@ class Scale:
     """It may not go below; None where it is fixed, or there is none."""
 
 
+class Verdict(NamedTuple):
+    """On a step."""
+
+    end: str | None = None
+    """Why the run has to end."""
+    warning: str | None = None
+
+
 class DivergenceWatch:
     """Looks at what each step gave. All ranks have the same figures, so all come to the same verdict at once."""
 
@@ -44,16 +53,13 @@ class DivergenceWatch:
         self.settings, self.state = settings, state
         self.limit = allowed_skips(settings)
 
-    def look(self, result: StepResult, rate: float, scale: Scale) -> tuple[str | None, str | None]:
+    def judge(self, result: StepResult, rate: float, scale: Scale) -> Verdict:
         """Judge a step that has been counted in the state.
 
         Args:
             result: what the step gave.
             rate: its learning rate.
             scale: the loss scale around it.
-
-        Returns:
-            Why the run has to end, and what a person should be warned of; None for nothing.
         """
         state, loss, norm = self.state, result.loss, result.grad_norm
         state.skips_in_a_row = 0 if result.applied else state.skips_in_a_row + 1
@@ -65,18 +71,19 @@ class DivergenceWatch:
                 if last is None
                 else f"the last good loss was {last:.4f} at step {state.last_good_step:,}"
             )
-            return f"{end} (loss {loss:.4f}, gradient norm {_or_unknown(norm)}, learning rate {rate:.3e}); {good}", None
+            return Verdict(end=f"{end} (loss {loss:.4f}, gradient norm {_or_unknown(norm)}, learning rate {rate:.3e}); {good}")
         if not result.applied:
-            return None, self._warning_of_a_skip(scale)
+            return Verdict(warning=self._warning_of_a_skip(scale))
         spike = self._spike(loss)
         state.last_good_loss, state.last_good_step = loss, state.global_step
         if spike is None:
-            return None, None
-        return None, (
+            return Verdict()
+        warning = (
             f"warning: the loss of step {state.global_step:,} jumped to {loss:.4f}, usual are {spike} (gradient norm {_or_unknown(norm)}, "
             f"learning rate {rate:.3e}). If it does not come back within some hundred steps: a lower learning_rate, a longer warm-up, or "
             "gradient_clipping below 1"
         )
+        return Verdict(warning=warning)
 
     def _why_to_end(self, result: StepResult, scale: Scale) -> str | None:
         if not math.isfinite(result.loss):
@@ -143,7 +150,9 @@ class Diverged:
     """Step of the last complete checkpoint."""
 
 
-def report(found: Diverged, engine: Any, settings: Settings, device: torch.device, beat: Callable[[str], None]) -> RunError:
+def divergence_error(
+    found: Diverged, engine: Engine, settings: Settings, device: torch.device, beat: Callable[[str], None]
+) -> RunError:
     """Return the error that ends a run, with the rows that the trouble comes from. Collective: every rank must call.
 
     Args:
@@ -201,17 +210,21 @@ def _rows_again(
             batches.append((row, batch, listed(examples_in(rows, row))))
     except (RunError, OSError) as error:
         failure = str(error)
-    return batches, all_reports(failure, device)
+    return batches, gather_reports(failure, device)
 
 
-def _weights_are_broken(engine: Any, device: torch.device) -> bool:
+def _weights_are_broken(engine: Engine, device: torch.device) -> bool:
     """Return whether some rank holds a weight that is no number. Collective: every rank must call."""
     broken = any(not bool(torch.isfinite(part).all()) for part in parts_here(engine.module.parameters()))
-    return bool(all_reports(True if broken else None, device))
+    return bool(gather_reports(True if broken else None, device))
 
 
 def _losses_of_rows(
-    batches: list[tuple[int, MicroBatch, str]], engine: Any, settings: Settings, device: torch.device, beat: Callable[[str], None]
+    batches: list[tuple[int, MicroBatch, str]],
+    engine: Engine,
+    settings: Settings,
+    device: torch.device,
+    beat: Callable[[str], None],
 ) -> list[RowLoss]:
     """Run a step's rows one by one, each rank its own; returns all. Collective: every rank must call."""
     turn_ids = not settings.arguments.no_token_id
@@ -222,11 +235,11 @@ def _losses_of_rows(
         with torch.no_grad():
             for row, batch, places in batches:
                 beat(f"looking at row {row} of the step that diverged")
-                _, by_turn = engine(**to_tensors(batch, device, turn_ids))
-                mine.append(RowLoss(row, float(by_turn[1].sum()) / max(int((batch.labels >= 0).sum()), 1), places))
+                sums: LossSums = engine(**to_tensors(batch, device, turn_ids))
+                mine.append(RowLoss(row, float(sums.nll_by_turn.sum()) / max(int((batch.labels >= 0).sum()), 1), places))
     finally:
         engine.train(was_training)
-    return [found for theirs in all_gathered(mine) for found in theirs]
+    return [found for theirs in all_gather(mine) for found in theirs]
 
 
 def _lines(rows: list[RowLoss], weights_are_broken: bool) -> list[str]:

@@ -12,21 +12,22 @@ from dialogpt_ds.config.batch import BatchSizes
 from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.distributed.world import World, free_port, join_world, leave_world
 from dialogpt_ds.errors import in_a_line
-from dialogpt_ds.hardware import device_of_run
+from dialogpt_ds.hardware import GIB, device_of_run
 from dialogpt_ds.launching.op_folder import build_notice
 from dialogpt_ds.model.attention import Isolation
-from dialogpt_ds.model.gpu_specs import CONTEXT, GIB
+from dialogpt_ds.model.gpu_specs import CONTEXT
 from dialogpt_ds.model.memory import States, largest_layer, layout_name, model_states, peak_of_this_process
 from dialogpt_ds.model.micro_batch_trace import Trace
 from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.training.data import TrainingData
-from dialogpt_ds.training.engine import start_engine, train_step
+from dialogpt_ds.training.engine import Engine, model_of, start_engine
 from dialogpt_ds.training.forecast import forecast
 from dialogpt_ds.training.planning import Planning, hosts_of, layout_of, planning_of, trace_of, workload_of
+from dialogpt_ds.training.report import start_table
 from dialogpt_ds.training.requirements import offload_problems
-from dialogpt_ds.training.settings import Settings, model_of
-from dialogpt_ds.training.start_table import start_table
+from dialogpt_ds.training.settings import Settings
+from dialogpt_ds.training.step import train_step
 from dialogpt_ds.training.step_cost import buffer_bytes
 
 STEPS = 2
@@ -113,7 +114,7 @@ class Taken:
     peak_bytes: int
 
 
-def _take_steps(settings: Settings, engine: Any, data: TrainingData, device: torch.device) -> Taken:
+def _take_steps(settings: Settings, engine: Engine, data: TrainingData, device: torch.device) -> Taken:
     turn_ids = not settings.arguments.no_token_id
     lines: list[str] = []
     workload = None
@@ -126,7 +127,7 @@ def _take_steps(settings: Settings, engine: Any, data: TrainingData, device: tor
         seconds = time.perf_counter() - started
         lines.append(
             f"step {number} loss {result.loss:.4f}, {seconds:.2f} s, {step.num_tokens / seconds:,.0f} tokens/s"
-            + ("" if result.applied else ", update left out (the gradient is not finite)")
+            + ("" if result.applied else ", update skipped (the gradient is not finite)")
         )
     assert workload is not None
     return Taken(lines, workload, peak_of_this_process(device))

@@ -1,26 +1,73 @@
-"""Building the DeepSpeed engine, and one optimizer step with it."""
+"""The DeepSpeed engine: how it is made, what of it is used, and what of DeepSpeed 0.19.8 is repaired."""
 
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-from dialogpt_ds.config.schedule import rate
 from dialogpt_ds.distributed.world import collective_limit, limit_groups
 from dialogpt_ds.model.activation import recompute_activations
+from dialogpt_ds.model.attention import set_attention
 from dialogpt_ds.model.flops import DTYPES
 from dialogpt_ds.model.head import compile_loss
-from dialogpt_ds.model.loss import TargetLoss, to_tensors
-from dialogpt_ds.order.batches import TURN_GROUPS, RankStep
+from dialogpt_ds.model.load import build_model
+from dialogpt_ds.model.loss import LossSums, TargetLoss
+from dialogpt_ds.model.probe import Wants, check_model
 from dialogpt_ds.training.settings import Settings
-from dialogpt_ds.training.step_clock import StepClock
 
 
-def start_engine(settings: Settings, model: Any) -> Any:
+class Engine(Protocol):
+    """What training uses of a DeepSpeed engine around a TargetLoss."""
+
+    module: Any
+    optimizer: Any
+    lr_scheduler: Any
+    device: torch.device
+    training: bool
+    global_steps: int
+    skipped_steps: int
+    """Updates that were skipped so far, since their gradients were not finite."""
+
+    def __call__(self, **inputs: Any) -> LossSums:
+        """Compute the sums of a micro-batch. Under ZeRO-3 collective, as backward, and step at the end of an accumulation, always are."""
+
+    def backward(self, loss: torch.Tensor) -> Any:
+        """Add up gradients."""
+
+    def step(self) -> Any:
+        """Update, where it was the last micro-batch of a step."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch dropout on or off."""
+
+    def eval(self) -> Any:
+        """Switch dropout off."""
+
+    def get_lr(self) -> list[float]:
+        """Return the learning rate of each group of parameters."""
+
+    def get_global_grad_norm(self) -> Any:
+        """Return the norm of the last update's gradients before clipping, a number or a tensor."""
+
+    def was_step_applied(self) -> bool:
+        """Return whether the last update was made."""
+
+    def destroy(self) -> Any:
+        """Give back what it holds."""
+
+
+def model_of(settings: Settings) -> Any:
+    """Build the model with its first weights, and check that it can be trained as the run wants it; raises UserError."""
+    arguments = settings.arguments
+    model = build_model(settings.model, arguments.init_checkpoint or None)
+    wants = Wants(arguments.packing, not arguments.no_token_id, arguments.activation_checkpointing, arguments.chunked_head)
+    check_model(model, settings.model.name, wants)
+    set_attention(model, arguments.attention, settings.precision, arguments.dropout)
+    return model
+
+
+def start_engine(settings: Settings, model: Any) -> Engine:
     """Return the DeepSpeed engine around the model's loss. Collective: every rank must call."""
     import deepspeed
 
@@ -31,14 +78,11 @@ def start_engine(settings: Settings, model: Any) -> Any:
     if settings.arguments.torch_compile:
         loss.compile_body()
     loss.train()  # transformers loads models in evaluation mode, in which dropout does nothing
-    schedule = settings.arguments.lr_schedule
-    facts = settings.schedule_settings()
+    schedule = settings.schedule
 
     def make_scheduler(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
         # LambdaLR counts from 0 and multiplies the base rate. DeepSpeed steps it for applied steps only.
-        return torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda applied: rate(schedule, applied + 1, **facts) / settings.learning_rate
-        )
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda applied: schedule.rate(applied + 1) / schedule.learning_rate)
 
     engine, _, _, _ = deepspeed.initialize(
         model=loss,
@@ -74,20 +118,20 @@ def _compile_loss(settings: Settings, loss: TargetLoss) -> None:
         )
 
 
-def take_up_schedule(engine: Any, settings: Settings) -> None:
+def restore_schedule(engine: Engine, learning_rate: float) -> None:
     """Let this run's schedule hold after a checkpoint was loaded, whose own rates DeepSpeed has put back.
 
     The same settings give the same rate to the bit, since it is computed as LambdaLR does: base rate times factor.
     """
     scheduler = engine.lr_scheduler
-    scheduler.base_lrs = [settings.learning_rate for _ in scheduler.base_lrs]
+    scheduler.base_lrs = [learning_rate for _ in scheduler.base_lrs]
     rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, value in zip(scheduler.optimizer.param_groups, rates, strict=True):
-        group["lr"], group["initial_lr"] = value, settings.learning_rate
+        group["lr"], group["initial_lr"] = value, learning_rate
     scheduler._last_lr = rates
 
 
-def parameter_group_names(engine: Any) -> list[list[str]]:
+def parameter_group_names(engine: Engine) -> list[list[str]]:
     """Return the names of the optimizer's parameters by group, in its order, as `parameter_groups` makes them."""
     named = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
     groups = [[name for name, p in named if p.dim() >= 2], [name for name, p in named if p.dim() < 2]]
@@ -135,77 +179,7 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
     return [group for group in groups if group["params"]]
 
 
-@dataclass
-class StepResult:
-    """What one optimizer step gave, equal on all ranks."""
-
-    loss: float
-    """sum(weight * nll) / sum(weight) over the whole global batch, nats."""
-    grad_norm: float | None
-    """Global 2-norm of the gradients before clipping."""
-    applied: bool
-    """False where the loss scaler skipped the update."""
-    seconds: dict[str, float]
-    """forward, backward, optimizer: of this rank."""
-    told: list[float]
-    """Sums over all ranks of what each told."""
-    turn_losses: dict[str, float] = field(default_factory=dict)
-    """The loss over the targets of each of TURN_GROUPS that the step has."""
-
-
-def train_step(
-    engine: Any, step: RankStep, device: torch.device, turn_ids: bool, tell: Callable[[], list[float]] = list
-) -> StepResult:
-    """Run the micro-batches of one optimizer step and update. Collective: every rank must call.
-
-    `tell` is asked after the update was given to the device, which is still at work then; what the ranks say is summed in the one reduction
-    that the loss needs anyway. Nothing here waits for the device but the reading of the sums, once (DeepSpeed waits, too: for the norm).
-
-    The loss of the step is sum(w * nll) / W over all ranks and micro-batches. DeepSpeed divides gradients by the number of
-    micro-batches and averages them over ranks, so each micro-batch's sum is scaled by accumulation * ranks / W: that
-    undoes both, and gives every target the weight it would have in one large batch.
-    """
-    clock, groups = StepClock(device), len(TURN_GROUPS)
-    world_size = torch.distributed.get_world_size()
-    scale = len(step.micro_batches) * world_size / step.weight_sum
-    by_turn = torch.zeros(groups, dtype=torch.float32, device=device)
-    total = torch.zeros((), dtype=torch.float32, device=device)
-    weights = np.zeros(groups)
-    missing = missing_loss_scale(engine)
-    for micro_batch in step.micro_batches:
-        weighted, sums = clock.timed("forward", engine, **to_tensors(micro_batch, device, turn_ids))
-        total += weighted.detach()
-        by_turn += sums[0]
-        weights += np.bincount(micro_batch.turn_groups, micro_batch.weights, minlength=groups)
-        clock.timed("backward", engine.backward, weighted * (scale * missing))
-        clock.timed("optimizer", engine.step)
-    mine = _on_device([*weights, *tell()], device)
-    together = torch.cat([total.view(1), by_turn, mine])
-    torch.distributed.all_reduce(together)
-    norm = engine.get_global_grad_norm()
-    if torch.is_tensor(norm):
-        together = torch.cat([together, norm.to(together).view(1)])
-    loss, *found = together.tolist()
-    if torch.is_tensor(norm):
-        norm = found.pop()
-    turn_losses, turn_weights = found[:groups], found[groups : 2 * groups]
-    return StepResult(
-        loss=loss / step.weight_sum,
-        grad_norm=_number(norm, missing if hasattr(engine.optimizer, "fp32_groups") else 1.0),
-        applied=bool(engine.was_step_applied()),
-        seconds=clock.seconds(),
-        told=found[2 * groups :],
-        turn_losses={n: s / w for n, s, w in zip(TURN_GROUPS, turn_losses, turn_weights, strict=True) if w > 0},
-    )
-
-
-def _on_device(numbers: list[float], device: torch.device) -> torch.Tensor:
-    """Return numbers as fp32 on the device; from pageable memory the copy would wait for all that the device still has to do."""
-    tensor = torch.tensor(numbers, dtype=torch.float32, pin_memory=device.type == "cuda")
-    return tensor.to(device, non_blocking=True)
-
-
-def missing_loss_scale(engine: Any) -> float:
+def missing_loss_scale(engine: Engine) -> float:
     """Return the loss scale that DeepSpeed's ZeRO-0 fp16 optimizers divide gradients by, but its backward() leaves out; else 1.
 
     Without this the gradients are smaller by the loss scale: what fp16 can't hold of them is lost, none is ever clipped, and Adam's
@@ -215,23 +189,12 @@ def missing_loss_scale(engine: Any) -> float:
     return float(scaling.cur_scale) if scaling is not None and scaling.use_grad_scaling else 1.0
 
 
-def _number(value: float | None, scale: float = 1.0) -> float | None:
-    """Return a norm as it is meant; DeepSpeed gives -1 for an overflow, or nothing.
-
-    Its ZeRO-0 optimizer with one tensor per parameter gives the norm of scaled gradients.
-    """
-    if value is None:
-        return None
-    number = float(value) / scale
-    return number if number >= 0 or math.isnan(number) else None
-
-
-def learning_rate(engine: Any) -> float:
+def learning_rate(engine: Engine) -> float:
     """Return the rate of the next step."""
     return float(engine.get_lr()[0])
 
 
-def loss_scale(engine: Any) -> float:
+def loss_scale(engine: Engine) -> float:
     """Return the current loss scale; 1 where there is none."""
     for name in ("cur_scale", "loss_scale"):
         scale = getattr(engine.optimizer, name, None)
@@ -240,7 +203,7 @@ def loss_scale(engine: Any) -> float:
     return 1.0
 
 
-def lowest_loss_scale(engine: Any) -> float | None:
+def lowest_loss_scale(engine: Engine) -> float | None:
     """Return what the loss scale can't go below; None where it does not adapt."""
     scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
     scaling = getattr(engine.optimizer, "loss_scale_config", None)  # of ZeRO-0's fp16 optimizers

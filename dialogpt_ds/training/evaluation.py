@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from dialogpt_ds.distributed.collectives import all_reports
+from dialogpt_ds.distributed.collectives import gather_reports
 from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import RunError
-from dialogpt_ds.model.loss import to_tensors
+from dialogpt_ds.model.loss import LossSums, to_tensors
 from dialogpt_ds.order.batches import TURN_GROUPS, MicroBatch, make_micro_batch, padding_rows
 from dialogpt_ds.order.stream import Rows, RowStream
+from dialogpt_ds.training.engine import Engine
 from dialogpt_ds.training.state import perplexity
 
 GPU_BATCHES = 10
@@ -36,7 +37,7 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Any,
+    engine: Engine,
     stream: RowStream,
     world: World,
     rows_per_rank: int,
@@ -66,13 +67,13 @@ def evaluate(
                 counts += np.bincount(batch.turn_groups[batch.labels >= 0], minlength=groups)
                 if device.type == "cuda":
                     batch = batch.pin_memory()
-                _, by_turn = engine(**to_tensors(batch, device, turn_ids))
-                nll += by_turn[1]
+                sums: LossSums = engine(**to_tensors(batch, device, turn_ids))
+                nll += sums.nll_by_turn
     finally:
         engine.train(was_training)
-    sums = torch.stack([nll, torch.as_tensor(counts, device=device)])
-    torch.distributed.all_reduce(sums)
-    total_nll, totals = sums.tolist()
+    everywhere = torch.stack([nll, torch.as_tensor(counts, device=device)])
+    torch.distributed.all_reduce(everywhere)
+    total_nll, totals = everywhere.tolist()
     by_group = zip(TURN_GROUPS, total_nll, totals, strict=True)
     return Evaluation(sum(total_nll) / sum(totals), int(sum(totals)), {name: total / n for name, total, n in by_group if n})
 
@@ -108,7 +109,7 @@ def _rows_of_window(stream: RowStream, window: int, device: Any) -> Rows:
         rows.segments[0].content()  # read now, where all ranks can agree on it; the plan keeps it
     except (RunError, OSError) as error:
         failure = f"evaluation: {error}"
-    failures = all_reports(failure, device)
+    failures = gather_reports(failure, device)
     if failures:
         raise RunError(failures[0])
     assert rows is not None

@@ -2,8 +2,9 @@
 
 from dialogpt_ds.config.arguments import Link
 from dialogpt_ds.config.offload import offload_devices
+from dialogpt_ds.hardware import GIB
 from dialogpt_ds.model.calibration import ERROR
-from dialogpt_ds.model.gpu_specs import GIB, Gpu, link_of
+from dialogpt_ds.model.gpu_specs import Gpu, link_of
 from dialogpt_ds.model.micro_batch_trace import Trace
 from dialogpt_ds.model.roofline import MicroBatchCost, cost_of
 from dialogpt_ds.model.workload import Workload
@@ -46,7 +47,7 @@ def _speed_line(settings: Settings, planning: Planning, workload: Workload, step
     gpu, gpus, accumulation = planning.gpu, settings.world.size, settings.batch.accumulation
     assert gpu is not None
     each = workload.tokens * accumulation / step.seconds
-    operations = planning.arithmetic.operations(workload.tokens, workload.num_targets, workload.row_length) * accumulation
+    operations = planning.flops.per_step(workload.tokens, workload.num_targets, workload.row_length) * accumulation
     peak = gpu.single if settings.precision == "fp32" else gpu.half
     epoch = sum(directory.manifest.totals["tokens"] for directory in settings.directories) / (each * gpus)
     return (

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dialogpt_ds.distributed.stop_requests import ignore_in_child
 from dialogpt_ds.errors import RunError
-from dialogpt_ds.order.batches import RankStep, Share, rank_step
+from dialogpt_ds.order.batches import RankSlice, RankStep, rank_step
 from dialogpt_ds.order.mixture import Mixture, MixtureKey, MixturePosition
 from dialogpt_ds.order.windows import BadBlock, BadBlocksError
 from dialogpt_ds.shards.reader import ShardDirectory
@@ -32,7 +32,7 @@ class _Steps(IterableDataset[RankStep | Failure]):
     """A rank's share of every optimizer step from a position on. Of n workers, worker k makes the steps k, k + n, k + 2n, ..."""
 
     def __init__(
-        self, directories: Sequence[ShardDirectory], key: MixtureKey, share: Share, position: MixturePosition, padding_id: int
+        self, directories: Sequence[ShardDirectory], key: MixtureKey, share: RankSlice, position: MixturePosition, padding_id: int
     ) -> None:
         self.directories, self.key, self.share = directories, key, share
         self.position, self.padding_id = position, padding_id
@@ -61,7 +61,7 @@ class _Steps(IterableDataset[RankStep | Failure]):
 def step_batches(
     directories: Sequence[ShardDirectory],
     key: MixtureKey,
-    share: Share,
+    share: RankSlice,
     position: MixturePosition,
     padding_id: int,
     workers: int,

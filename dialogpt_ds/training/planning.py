@@ -12,7 +12,7 @@ from dialogpt_ds.errors import UserError
 from dialogpt_ds.hardware import device_of_run
 from dialogpt_ds.launching import gpu_precision
 from dialogpt_ds.model.attention import VARLEN_CAPABILITY, isolation_on
-from dialogpt_ds.model.flops import DTYPES, Arithmetic, arithmetic_of
+from dialogpt_ds.model.flops import DTYPES, Flops, flops_of
 from dialogpt_ds.model.gpu_specs import Capability, Gpu, gpu_of, link_of
 from dialogpt_ds.model.loss import Planned
 from dialogpt_ds.model.micro_batch_trace import Trace, planned_loss, trace
@@ -33,7 +33,7 @@ class Planning:
 
     config: Any
     planned: Planned
-    arithmetic: Arithmetic
+    flops: Flops
     num_parameters: int
     num_tensors: int
     num_embedded: int
@@ -54,7 +54,7 @@ def check_gpu(settings: Settings) -> None:
     link_of(gpu, hosts_of(settings)[1], settings.arguments.link)
     refusal, _ = gpu_precision.findings(settings.precision, gpu.capability, f"--gpu {gpu.name}")
     if refusal:
-        raise UserError(f"{refusal}: {gpu_precision.WAY_OUT}")
+        raise UserError(f"{refusal}: {gpu_precision.FP16_CONFIGURATION}")
 
 
 def planning_of(settings: Settings, model: Any) -> Planning:
@@ -68,7 +68,7 @@ def planning_of(settings: Settings, model: Any) -> Planning:
     return Planning(
         model.config,
         Planned(torch.device("cuda"), isolation, head_is_linear(model)),
-        arithmetic_of(model),
+        flops_of(model),
         sum(parameter.numel() for parameter in parameters),
         len(parameters),
         model.get_input_embeddings().weight.numel(),

@@ -1,72 +1,89 @@
-"""The start of a run, once the ranks have come together: one folder, one configuration, one checkpoint to go on from."""
+"""What all ranks must have in common: one folder, kept from other runs, in which checkpoints can be saved, and one run."""
 
-from dataclasses import dataclass, field
+import socket
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
+from filelock import FileLock, Timeout
 
-from dialogpt_ds.checkpoints.folder import CheckpointFolder
-from dialogpt_ds.checkpoints.universal import convert
-from dialogpt_ds.distributed.collectives import different_from_first
-from dialogpt_ds.distributed.hang_watch import HangWatch
-from dialogpt_ds.distributed.lone_work import Tell, first_works
-from dialogpt_ds.errors import RunError
-from dialogpt_ds.files import sha256_of_json
-from dialogpt_ds.training.resume import Choice, choose
+from dialogpt_ds.distributed.collectives import all_gather, broadcast_from_rank0, differs_from_rank0
+from dialogpt_ds.errors import RunError, UserError
+from dialogpt_ds.files import appears, rename_problem, sha256_of_json
 from dialogpt_ds.training.settings import Settings
 from dialogpt_ds.versions import code_sha256, versions
 
-
-@dataclass(frozen=True)
-class Beginning:
-    """What a run goes on from."""
-
-    choice: Choice | None
-    """None: it starts from nothing."""
-    path: Path | None
-    """The folder to load: the checkpoint, or its conversion."""
-    notes: list[str] = field(default_factory=list)
-    """What a person should be told; of rank 0 alone."""
+OUTPUT_LOCK = ".lock"
+LOCK_SECONDS = 20.0
+"""How long a run waits for the lock: loader processes of one that was killed hold it for a few seconds more."""
+TOKEN_SECONDS = 15.0
+"""How long another node may take to see a new file on a shared disk."""
 
 
-def begin(settings: Settings, watch: HangWatch, device: torch.device) -> Beginning:
-    """Put the folder in order, and find and prepare what the run goes on from. Collective: every rank must call.
+def lock_output(output_dir: Path) -> FileLock:
+    """Keep other runs out of output_dir for as long as this process lives; rank 0 only.
 
     Raises:
-        UserError: on every rank; see choose().
-        RunError: on every rank; they were not given the same run, the folder can't be put in order, or the checkpoint can't be converted.
+        UserError: another run is at work in it.
     """
-    folder = CheckpointFolder(settings.output_dir)
-    notes: list[str] = []
-    first_works(folder.clean, "removing what an earlier process left unfinished", settings.world, watch, device)
-    watch.beat("checking the checkpoints")
-    choice = choose(settings, device, notes.append)
-    check_same_run(settings, choice)
-    if choice is None:
-        return Beginning(None, None, notes)
-    if settings.arguments.continue_from and settings.world.is_first:
-        left = folder.leave_behind(choice.step)
-        if left:
-            notes.append(
-                f"--continue_from {choice.step}: the checkpoints after it are of another history now; renamed to {', '.join(left)}"
-            )
-    path = _converted(settings, folder, choice, watch, device) if choice.bridged else folder.path(choice.step)
-    return Beginning(choice, path, notes)
+    lock = FileLock(output_dir / OUTPUT_LOCK)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.5)
+    except Timeout as error:
+        raise UserError(
+            f"--output_dir {output_dir}: another run is at work in it (it holds {output_dir / OUTPUT_LOCK}); wait for its "
+            "end, or name another folder"
+        ) from error
+    return lock
 
 
-def _converted(settings: Settings, folder: CheckpointFolder, choice: Choice, watch: HangWatch, device: torch.device) -> Path:
-    """Return the folder of the conversion, which rank 0 makes while the others wait; it alone holds the lock of output_dir."""
+def check_renames(output_dir: Path, is_first: bool) -> None:
+    """Refuse an output_dir in which no checkpoint could be saved, now rather than after save_step steps. Collective: every rank must call.
 
-    def conversion(tell: Tell) -> Path:
-        return convert(folder, choice.summary, lambda line: print(line, flush=True), tell)
+    Raises:
+        UserError: on every rank.
+    """
+    problem = broadcast_from_rank0(rename_problem(output_dir) if is_first else "")
+    if problem:
+        raise UserError(
+            f"--output_dir {output_dir}: {problem}. A checkpoint is written and flushed there, and gets its name by the rename of "
+            "its folder once it is whole, so none could be saved. Name a folder on a local disk, NFS or Lustre; a mounted bucket (s3fs, "
+            "gcsfuse, Mountpoint for S3) is for copies of it"
+        )
 
-    doing = f"converting checkpoint {folder.path(choice.step)} for this run"
-    return first_works(conversion, doing, settings.world, watch, device)
+
+def check_shared(output_dir: Path, is_first: bool) -> None:
+    """Refuse an output_dir that is not one place for all ranks. Collective: every rank must call.
+
+    Raises:
+        UserError: on every rank, with the ranks and hosts that don't see what rank 0 writes there.
+    """
+    token = output_dir / f".token-{broadcast_from_rank0(uuid.uuid4().hex)}"
+    if is_first:
+        token.write_text("")
+    all_gather(None)  # now it is there
+    sees = appears(token, TOKEN_SECONDS)
+    seen = all_gather((socket.gethostname(), sees))
+    blind = [(rank, host) for rank, (host, saw) in enumerate(seen) if not saw]
+    if is_first:
+        with suppress(OSError):  # where files can be made and not removed, check_renames() has something to say
+            token.unlink(missing_ok=True)
+    if blind:
+        hosts = sorted({host for _, host in blind})
+        raise UserError(
+            f"--output_dir {output_dir} is not one folder for all processes: what rank 0 writes on {seen[0][0]} is not seen "
+            f"by rank {', '.join(str(rank) for rank, _ in blind)} on {', '.join(hosts)}. A checkpoint would be scattered over the nodes' "
+            "own disks. Name a folder on a disk that all nodes share (NFS, Lustre), under the same path on each."
+        )
 
 
-def check_same_run(settings: Settings, choice: Choice | None) -> None:
+def check_same_run(settings: Settings, resumed_from: tuple[int, bool] | None) -> None:
     """Refuse ranks that were not given the same run, such as by an old copy of the data on one node. Collective.
+
+    Args:
+        settings: of this rank.
+        resumed_from: step of the checkpoint, and whether it is to be converted.
 
     Raises:
         RunError: on every rank, naming the ranks that differ from rank 0 and in what.
@@ -86,9 +103,9 @@ def check_same_run(settings: Settings, choice: Choice | None) -> None:
         "changed_order": arguments.changed_order,
         "sample_prompts": (settings.sample_prompts, arguments.sample_max_new_tokens, arguments.seed),
         "model": settings.model.shape(),
-        "checkpoint that is gone on from": choice and (choice.step, choice.bridged),
+        "checkpoint that is resumed from": resumed_from,
     }
-    different = different_from_first({name: sha256_of_json(repr(value)) for name, value in facts.items()})
+    different = differs_from_rank0({name: sha256_of_json(repr(value)) for name, value in facts.items()})
     if different:
         raise RunError(
             "the ranks were not all given the same run. These differ from rank 0:\n  "

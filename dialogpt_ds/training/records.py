@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from dialogpt_ds.logs.metrics import known
-from dialogpt_ds.logs.record import Record, Reply
+from dialogpt_ds.logs.metrics import checked_row
+from dialogpt_ds.logs.record import LogRecord, Reply
 from dialogpt_ds.logs.text_logs import printable
 from dialogpt_ds.order.batches import RankStep
-from dialogpt_ds.training.engine import StepResult
 from dialogpt_ds.training.evaluation import Evaluation
 from dialogpt_ds.training.state import ProgressState, perplexity
+from dialogpt_ds.training.step import StepResult
 
 
 def step_record(
     result: StepResult, step: RankStep, state: ProgressState, facts: dict[str, float | None], operations: float
-) -> Record:
+) -> LogRecord:
     """Return the record of one optimizer step; see logs.metrics for what each metric says.
 
     Args:
@@ -47,12 +47,12 @@ def step_record(
     }
     if len(step.source_epochs) > 1:
         values |= {f"epoch_source_{number}": epochs for number, epochs in enumerate(step.source_epochs)}
-    return Record("step", known(values), state.train_log_values())
+    return LogRecord("step", checked_row(values), state.train_log_values())
 
 
 def evaluation_record(
     result: Evaluation, seconds: float, replies: list[Reply], seconds_replies: float, state: ProgressState
-) -> Record:
+) -> LogRecord:
     """Return the record of an evaluation with the replies to the sample prompts, and how long both took (seconds)."""
     values = {
         "step": state.global_step,
@@ -74,7 +74,7 @@ def evaluation_record(
     )
     if replies:
         text += f"\n  {replies[0].prompt} -> {shortened(replies[0].reply)}"
-    return Record("evaluation", known(values), line, text, replies)
+    return LogRecord("evaluation", checked_row(values), line, text, replies)
 
 
 def shortened(text: str, length: int = 100) -> str:
@@ -83,17 +83,17 @@ def shortened(text: str, length: int = 100) -> str:
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
-def save_record(path: str, seconds: float, share: float, step: int) -> Record:
+def save_record(path: str, seconds: float, share: float, step: int) -> LogRecord:
     """Return the record of a checkpoint, how long it took (seconds), and the share of this process's time that saving took so far."""
     values = {"step": step, "seconds_save": seconds, "save_share": share}
     text = f"checkpoint {path} ({seconds:.1f} s; saving took {share:.1%} of the time so far)"
-    return Record("save", known(values), text=text)
+    return LogRecord("save", checked_row(values), text=text)
 
 
-def failed_save_record(why: str, num_failed: int, step: int) -> Record:
+def failed_save_record(why: str, num_failed: int, step: int) -> LogRecord:
     """Return the record of a checkpoint that could not be written."""
     text = (
         f"WARNING: the checkpoint of step {step:,} could not be saved: {why}. Nothing of it is left; the last complete "
         "checkpoint is untouched, and training goes on to the next save."
     )
-    return Record("save", known({"step": step, "failed_saves": num_failed}), text=text)
+    return LogRecord("save", checked_row({"step": step, "failed_saves": num_failed}), text=text)

@@ -1,34 +1,28 @@
-"""What a run goes on from: the newest checkpoint that is whole, checked against the run, for one run at a time."""
+"""What a run is resumed from: the newest checkpoint that is whole, checked against the run, converted if need be."""
 
-import socket
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from dialogpt_ds.checkpoints.folder import DAMAGED, CheckpointFolder, DamagedCheckpointError, Summary, difference
-from dialogpt_ds.distributed.collectives import all_gathered, all_reports, from_first
+from dialogpt_ds.checkpoints.universal import convert
+from dialogpt_ds.distributed.collectives import broadcast_from_rank0, gather_reports
+from dialogpt_ds.distributed.hang_watch import HangWatch
+from dialogpt_ds.distributed.lone_work import Tell, first_works
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.files import appears, rename_problem
 from dialogpt_ds.order.mixture import MixturePosition, order_differences, position_from_state
+from dialogpt_ds.training.rank_checks import check_same_run
 from dialogpt_ds.training.settings import Settings
 
-LOCK = ".lock"
-LOCK_SECONDS = 20.0
-"""How long a run waits for the lock: loader processes of one that was killed hold it for a few seconds more."""
-TOKEN_SECONDS = 15.0
-"""How long another node may take to see a new file on a shared disk."""
 ADAM = ("adam", "adamw", "torch_adam")
 """Optimizers whose state is two moments and a step, in lower case."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class ResumeChoice:
     """The checkpoint that a run goes on from."""
 
     summary: Summary
@@ -39,64 +33,6 @@ class Choice:
     def step(self) -> int:
         """Its optimizer step."""
         return self.summary.step
-
-
-def lock_output(settings: Settings) -> FileLock:
-    """Keep other runs out of output_dir for as long as this process lives; rank 0 only.
-
-    Raises:
-        UserError: another run is at work in it.
-    """
-    lock = FileLock(settings.output_dir / LOCK)
-    try:
-        lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.5)
-    except Timeout as error:
-        raise UserError(
-            f"--output_dir {settings.output_dir}: another run is at work in it (it holds {settings.output_dir / LOCK}); wait for its "
-            "end, or name another folder"
-        ) from error
-    return lock
-
-
-def check_renames(settings: Settings) -> None:
-    """Refuse an output_dir in which no checkpoint could be saved, now rather than after save_step steps. Collective: every rank must call.
-
-    Raises:
-        UserError: on every rank.
-    """
-    problem = from_first(rename_problem(settings.output_dir) if settings.world.is_first else "")
-    if problem:
-        raise UserError(
-            f"--output_dir {settings.output_dir}: {problem}. A checkpoint is written and flushed there, and gets its name by the rename of "
-            "its folder once it is whole, so none could be saved. Name a folder on a local disk, NFS or Lustre; a mounted bucket (s3fs, "
-            "gcsfuse, Mountpoint for S3) is for copies of it"
-        )
-
-
-def check_shared(settings: Settings) -> None:
-    """Refuse an output_dir that is not one place for all ranks. Collective: every rank must call.
-
-    Raises:
-        UserError: on every rank, with the ranks and hosts that don't see what rank 0 writes there.
-    """
-    first = settings.world.is_first
-    token = settings.output_dir / f".token-{from_first(uuid.uuid4().hex)}"
-    if first:
-        token.write_text("")
-    all_gathered(None)  # now it is there
-    sees = appears(token, TOKEN_SECONDS)
-    seen = all_gathered((socket.gethostname(), sees))
-    blind = [(rank, host) for rank, (host, saw) in enumerate(seen) if not saw]
-    if first:
-        with suppress(OSError):  # where files can be made and not removed, check_renames() has something to say
-            token.unlink(missing_ok=True)
-    if blind:
-        hosts = sorted({host for _, host in blind})
-        raise UserError(
-            f"--output_dir {settings.output_dir} is not one folder for all processes: what rank 0 writes on {seen[0][0]} is not seen "
-            f"by rank {', '.join(str(rank) for rank, _ in blind)} on {', '.join(hosts)}. A checkpoint would be scattered over the nodes' "
-            "own disks. Name a folder on a disk that all nodes share (NFS, Lustre), under the same path on each."
-        )
 
 
 def candidates(settings: Settings, folder: CheckpointFolder) -> list[int]:
@@ -124,7 +60,7 @@ def candidates(settings: Settings, folder: CheckpointFolder) -> list[int]:
     return steps[::-1]
 
 
-def first_look(settings: Settings) -> int | None:
+def preview_resume(settings: Settings) -> int | None:
     """Check what this process alone can, before the ranks come together; returns the step of the preferred checkpoint that can be read.
 
     Raises:
@@ -147,7 +83,7 @@ def first_look(settings: Settings) -> int | None:
     return None
 
 
-def choose(settings: Settings, device: torch.device, say: Callable[[str], None]) -> Choice | None:
+def choose_checkpoint(settings: Settings, device: torch.device, say: Callable[[str], None]) -> ResumeChoice | None:
     """Return the checkpoint to go on from, every byte of it compared with its checksum. Collective: every rank must call.
 
     One that is damaged is set aside, and the one before it is taken.
@@ -157,13 +93,13 @@ def choose(settings: Settings, device: torch.device, say: Callable[[str], None])
     """
     folder = CheckpointFolder(settings.output_dir)
     damages: list[tuple[int, str]] = []
-    steps = from_first(candidates(settings, folder) if settings.world.is_first else None)
+    steps = broadcast_from_rank0(candidates(settings, folder) if settings.world.is_first else None)
     for step in steps:
         summary, damage = _examined(folder, step, settings, device)
         if summary is not None:
             if settings.world.is_first:
                 _set_aside(folder, damages, say)
-            return Choice(summary, check_fits(settings, folder.path(step), summary))
+            return ResumeChoice(summary, check_fits(settings, folder.path(step), summary))
         damages.append((step, damage))
     if damages:
         raise UserError(
@@ -183,7 +119,7 @@ def _examined(folder: CheckpointFolder, step: int, settings: Settings, device: t
         damage = next((found for name in names if (found := difference(path, name, summary.files[name]))), None)
     except DamagedCheckpointError as error:
         damage = str(error)
-    damages = all_reports(damage, device)
+    damages = gather_reports(damage, device)
     return (None, damages[0]) if damages else (summary, "")
 
 
@@ -249,9 +185,56 @@ def _must_be_bridged(settings: Settings, path: Path, summary: Summary) -> bool:
     return True
 
 
-def position_to_go_on_from(settings: Settings, order: dict[str, Any]) -> tuple[MixturePosition, list[str]]:
+def position_to_resume_from(settings: Settings, order: dict[str, Any]) -> tuple[MixturePosition, list[str]]:
     """Return the first row of the run, and in what the order is another one than the checkpoint's, where that was accepted."""
     differences = order_differences(order, settings.order_key)
     if differences and settings.arguments.changed_order == "restart":
         return MixturePosition.start(len(settings.directories)), differences
     return position_from_state(order, settings.order_key), []
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """What a run is resumed from."""
+
+    choice: ResumeChoice | None
+    """None: it starts from nothing."""
+    path: Path | None
+    """The folder to load: the checkpoint, or its conversion."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should be told; of rank 0 alone."""
+
+
+def prepare_resume(settings: Settings, watch: HangWatch, device: torch.device) -> ResumePoint:
+    """Put the folder in order, and find and prepare what the run is resumed from. Collective: every rank must call.
+
+    Raises:
+        UserError: on every rank; see choose_checkpoint().
+        RunError: on every rank; they were not given the same run, the folder can't be put in order, or the checkpoint can't be converted.
+    """
+    folder = CheckpointFolder(settings.output_dir)
+    notes: list[str] = []
+    first_works(folder.clean, "removing what an earlier process left unfinished", settings.world, watch, device)
+    watch.beat("checking the checkpoints")
+    choice = choose_checkpoint(settings, device, notes.append)
+    check_same_run(settings, None if choice is None else (choice.step, choice.bridged))
+    if choice is None:
+        return ResumePoint(None, None, notes)
+    if settings.arguments.continue_from and settings.world.is_first:
+        left = folder.leave_behind(choice.step)
+        if left:
+            notes.append(
+                f"--continue_from {choice.step}: the checkpoints after it are of another history now; renamed to {', '.join(left)}"
+            )
+    path = _converted(settings, folder, choice, watch, device) if choice.bridged else folder.path(choice.step)
+    return ResumePoint(choice, path, notes)
+
+
+def _converted(settings: Settings, folder: CheckpointFolder, choice: ResumeChoice, watch: HangWatch, device: torch.device) -> Path:
+    """Return the folder of the conversion, which rank 0 makes while the others wait; it alone holds the lock of output_dir."""
+
+    def conversion(tell: Tell) -> Path:
+        return convert(folder, choice.summary, lambda line: print(line, flush=True), tell)
+
+    doing = f"converting checkpoint {folder.path(choice.step)} for this run"
+    return first_works(conversion, doing, settings.world, watch, device)

@@ -1,16 +1,15 @@
 """What the model answers to the same prompts as training goes on."""
 
-from typing import Any
-
 from dialogpt_ds.logs.record import Reply
 from dialogpt_ds.replies.generate import replies, turns_of
+from dialogpt_ds.training.engine import Engine
 from dialogpt_ds.training.settings import Settings
 
 
-class Sampler:
+class SampleReplies:
     """Asks the model under training. The same weights give the same replies: the seed is the run's."""
 
-    def __init__(self, settings: Settings, engine: Any) -> None:
+    def __init__(self, settings: Settings, engine: Engine) -> None:
         self.settings, self.engine = settings, engine
         self.prompts = settings.sample_prompts if engine.module.model.can_generate() else []
         self.together = settings.zero_stage == 3

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import webdataset
 
-from dialogpt_ds.order.batches import RankStep, Share
+from dialogpt_ds.order.batches import RankSlice, RankStep
 from dialogpt_ds.order.mixture import MixtureKey, MixturePosition
 from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.order.windows import BLOCKS_PER_WINDOW
@@ -45,7 +45,7 @@ def ours(folder: Path, epochs_tokens: int, packed: bool = True, workers: int = 0
     directory = ShardDirectory.open(str(folder), "benchmark")
     key = MixtureKey((OrderKey(directory.manifest.fingerprint, 42, LIMIT, BLOCKS_PER_WINDOW, packed),), (1,))
     tokens = places = 0
-    for step in step_batches([directory], key, Share(0, 1, ROWS, 1), MixturePosition.start(), VOCABULARY - 1, workers):
+    for step in step_batches([directory], key, RankSlice(0, 1, ROWS, 1), MixturePosition.start(), VOCABULARY - 1, workers):
         assert isinstance(step, RankStep)
         tokens += step.num_tokens
         places += step.num_rows * LIMIT

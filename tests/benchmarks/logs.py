@@ -91,8 +91,9 @@ def measure(words: list[str]) -> dict[str, float]:
     """Train, and look at the clock around what logging does."""
     import psutil
 
+    from dialogpt_ds.commands import train
     from dialogpt_ds.logs import wandb_run
-    from dialogpt_ds.training import command, run
+    from dialogpt_ds.training import loop
 
     times: dict[str, list[float]] = {"step": [], "told": [], "recorded": [], "thread": []}
     processor: list[float] = []
@@ -109,11 +110,11 @@ def measure(words: list[str]) -> dict[str, float]:
 
         return wrapped
 
-    for name, method in (("step", "_step"), ("told", "_tell"), ("recorded", "_record")):
-        setattr(run.TrainingRun, method, timed(name, getattr(run.TrainingRun, method)))
+    for name, method in (("step", "_step"), ("told", "_report"), ("recorded", "_record")):
+        setattr(loop.TrainingRun, method, timed(name, getattr(loop.TrainingRun, method)))
     log = timed("thread", wandb_run.WandbRun._log, time.thread_time)
     wandb_run.WandbRun._log = log  # type: ignore[method-assign]
-    assert command.main(words) == 0
+    assert train.main(words) == 0
     medians = {name: statistics.median(found[WARMUP:]) for name, found in times.items()}
     return medians | {"beside": (processor[-1] - processor[WARMUP - 1]) / (len(processor) - WARMUP)}
 

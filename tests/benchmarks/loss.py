@@ -77,13 +77,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
     from dialogpt_ds.model.loss import TargetLoss, to_tensors
     from dialogpt_ds.model.saved_bytes import activations_measured
-    from dialogpt_ds.order.batches import IGNORED_LABEL, Share, rank_step
+    from dialogpt_ds.order.batches import IGNORED_LABEL, RankSlice, rank_step
     from dialogpt_ds.order.mixture import MixturePosition
 
     ground = prepare(arguments.shards, arguments.model, arguments.length, arguments.precision)
     device, model = ground.device, ground.model.to(ground.device, ground.dtype)
     batch = ground.stream.batch(MixturePosition.start(), arguments.rows)
-    step = rank_step(batch, Share(0, 1, arguments.rows, 1), arguments.length, ground.eos)
+    step = rank_step(batch, RankSlice(0, 1, arguments.rows, 1), arguments.length, ground.eos)
     tensors = to_tensors(step.micro_batches[0], device)
     loss_of = TargetLoss(model, chunked_head=arguments.worker == WAYS[2])
     body = {"input_ids": tensors["input_ids"], "position_ids": tensors["position_ids"], "use_cache": False}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dialogpt_ds.order.batches import Share, rank_step
+from dialogpt_ds.order.batches import RankSlice, rank_step
 from dialogpt_ds.order.mixture import Mixture, MixtureKey, MixturePosition, order_state, position_from_state
 from dialogpt_ds.order.packing import pack
 from dialogpt_ds.order.position import OrderKey, Position
@@ -83,7 +83,7 @@ def measure(folder: Path, ranks: int, rows_per_rank: int, position: list[int]) -
     directory.real = ShardDirectory.open(str(folder / "real"), "benchmark")
     key = MixtureKey((OrderKey(directory.manifest.fingerprint, 42, LIMIT, BLOCKS_PER_WINDOW, True),), (1,))
     opened = time.perf_counter()
-    share = Share(ranks - 1, ranks, rows_per_rank, 1)
+    share = RankSlice(ranks - 1, ranks, rows_per_rank, 1)
     place = position_from_state(order_state(key, MixturePosition(0, (Position(*position),), ((),))), key)
     stream = Mixture([directory], key, [()])
     stream.check_size(share.global_rows, "benchmark")

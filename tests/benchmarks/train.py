@@ -126,12 +126,12 @@ def table(arguments: argparse.Namespace, model: str, length: int, shards: Path, 
 
 def flops(model: str, length: int, tokens: float, targets: float) -> float:
     """Return the operations in `tokens` real tokens and `targets` targets; see the head of this file."""
-    from dialogpt_ds.model.flops import Arithmetic
+    from dialogpt_ds.model.flops import Flops
     from dialogpt_ds.model.presets import PRESETS, VOCABULARY
 
     shape = PRESETS[model]
     body = shape.layers * (12 * shape.width**2 + 13 * shape.width) + 2 * shape.width
-    return Arithmetic(body, shape.width * VOCABULARY, shape.layers, shape.width).operations(tokens, targets, length)
+    return Flops(body, shape.width * VOCABULARY, shape.layers, shape.width).per_step(tokens, targets, length)
 
 
 def run_measured(command: list[str]) -> tuple[str, float]:
@@ -251,7 +251,7 @@ def bare_loop(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from dialogpt_ds.model.loss import TargetLoss, to_tensors
-    from dialogpt_ds.order.batches import Share, rank_step
+    from dialogpt_ds.order.batches import RankSlice, rank_step
     from dialogpt_ds.order.mixture import MixturePosition
 
     length = arguments.lengths[0]
@@ -273,8 +273,8 @@ def bare_loop(arguments: argparse.Namespace) -> dict[str, float]:
             started, tokens, targets, rows = time.perf_counter(), 0, 0, 0
         batch = stream.batch(position, arguments.rows)
         position = batch.position_after
-        step = rank_step(batch, Share(0, 1, arguments.rows, 1), length, eos)
-        weighted, _ = loss_of(**to_tensors(step.micro_batches[0], device))
+        step = rank_step(batch, RankSlice(0, 1, arguments.rows, 1), length, eos)
+        weighted = loss_of(**to_tensors(step.micro_batches[0], device)).weighted
         (weighted / step.weight_sum).backward()
         if masters[0] is not weights[0]:
             for master, weight in zip(masters, weights, strict=True):

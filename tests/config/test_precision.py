@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from dialogpt_ds.config.arguments import TrainingArguments
-from dialogpt_ds.config.precision import fill_optimizer, fill_precision, resolve_precision
+from dialogpt_ds.config.optimizer import fill_optimizer
+from dialogpt_ds.config.precision import fill_precision, resolve_precision
 from dialogpt_ds.errors import UserError
 
 NOTHING: frozenset[str] = frozenset()
@@ -51,7 +52,7 @@ def test_a_loss_scale_must_agree_and_belong() -> None:
 
 def test_the_optimizer_is_adamw_unless_the_json_says_otherwise() -> None:
     json: dict[str, Any] = {}
-    assert fill_optimizer(json, TrainingArguments(learning_rate=3e-4), NOTHING) == 3e-4
+    assert fill_optimizer(json, 3e-4, False) == 3e-4
     params = json["optimizer"]["params"]
     assert json["optimizer"]["type"] == "AdamW"
     assert params == {"lr": 3e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "torch_adam": True, "fused": True}
@@ -59,13 +60,13 @@ def test_the_optimizer_is_adamw_unless_the_json_says_otherwise() -> None:
 
 def test_the_jsons_rate_holds_and_an_explicit_other_one_is_an_error() -> None:
     json = {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.1}}}
-    assert fill_optimizer(json, TrainingArguments(), NOTHING) == 1e-3
+    assert fill_optimizer(json, 1e-5, False) == 1e-3
     assert json["optimizer"]["params"]["weight_decay"] == 0.1
     with pytest.raises(UserError, match=r"--learning_rate 0.01 on the command line, 0.001 in the DeepSpeed JSON"):
-        fill_optimizer(json, TrainingArguments(learning_rate=0.01), frozenset({"learning_rate"}))
+        fill_optimizer(json, 0.01, True)
 
 
 @pytest.mark.parametrize("rate", [0, -1e-3, "x", True])
 def test_a_rate_in_the_json_must_be_a_number_above_0(rate: object) -> None:
     with pytest.raises(UserError, match=r"optimizer.params.lr .* must be a number above 0"):
-        fill_optimizer({"optimizer": {"type": "Lamb", "params": {"lr": rate}}}, TrainingArguments(), NOTHING)
+        fill_optimizer({"optimizer": {"type": "Lamb", "params": {"lr": rate}}}, 1e-5, False)

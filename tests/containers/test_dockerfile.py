@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from dialogpt_ds.launching.needed_ops import needed_ops
-from dialogpt_ds.launching.stoppable import GRACE_SECONDS
+from dialogpt_ds.launching.stoppable import STOP_SECONDS
 from tests.conftest import ROOT
 from tests.containers.dockerfile import Dockerfile, assignments, build_context, clone_files, filled_in, ignored
 from tests.helpers.launch import BIN
@@ -196,8 +196,8 @@ def test_the_lines_that_are_replaced_in_deepspeeds_builder_are_there() -> None:
 
 
 def test_the_comments_give_a_stopped_container_more_time_than_the_ranks_get() -> None:
-    assert f"at most {GRACE_SECONDS:g} s" in TEXT
-    assert all(float(seconds) > GRACE_SECONDS for seconds in re.findall(r"--stop-timeout (\d+)", TEXT))
+    assert f"at most {STOP_SECONDS:g} s" in TEXT
+    assert all(float(seconds) > STOP_SECONDS for seconds in re.findall(r"--stop-timeout (\d+)", TEXT))
 
 
 def test_an_unknown_variable_is_empty_and_a_known_one_is_not() -> None:

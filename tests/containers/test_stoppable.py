@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dialogpt_ds.launching.stoppable import GRACE_SECONDS
+from dialogpt_ds.launching.stoppable import STOP_SECONDS
 from tests.conftest import ROOT
 from tests.helpers.launch import Launched, deepspeed, python, run, torchrun
 from tests.helpers.output_folder import latest, steps_done
@@ -61,7 +61,7 @@ def train_until_signalled(
     launched.wait_until(lambda: steps_done(output) >= 5)
     process = receiver() if receiver else psutil.Process(launched.process.pid)
     process.send_signal(number)
-    return launched.wait(GRACE_SECONDS + 30)
+    return launched.wait(STOP_SECONDS + 30)
 
 
 def check_saved(launched: Launched, output: Path, reason: str = "SIGUSR1") -> None:
@@ -122,7 +122,7 @@ def test_sigterm_before_the_ranks_are_up_ends_everything_at_once(small_world: Sm
     with Launched([*STOPPABLE, *deepspeed(2), *options(small_world, output)], tmp_path / "log") as launched:
         launched.wait_until(lambda: len(launched.ranks()) == 2)  # started, and a good ten seconds of imports from listening
         launched.process.send_signal(signal.SIGTERM)
-        assert launched.wait(GRACE_SECONDS) == 128 + signal.SIGTERM, launched.output
+        assert launched.wait(STOP_SECONDS) == 128 + signal.SIGTERM, launched.output
         assert "SIGTERM while nothing trains" in launched.output
         assert "SIGKILL" not in launched.output
     assert not output.exists() or not (output / "checkpoints").exists()

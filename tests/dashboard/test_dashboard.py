@@ -15,14 +15,22 @@ import pytest
 from dialogpt_ds.commandline import parse
 from dialogpt_ds.commands.dashboard import main
 from dialogpt_ds.config.arguments import TrainingArguments
-from dialogpt_ds.dashboard.panels import CONFIG_COLUMNS, DASHBOARD, LEFT_OUT, REPLIES_TABLE, SUMMARY_COLUMNS, Panel, dashboard_text
+from dialogpt_ds.dashboard.panels import (
+    CONFIG_COLUMNS,
+    DASHBOARD,
+    REPLIES_TABLE,
+    SUMMARY_COLUMNS,
+    WITHOUT_PANEL,
+    Panel,
+    dashboard_text,
+)
 from dialogpt_ds.dashboard.workspace import build_workspace, spec_json
 from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import EXIT_DONE, EXIT_RUN_FAILED, EXIT_USER_ERROR
 from dialogpt_ds.logs import wandb_service
 from dialogpt_ds.logs.metrics import METRICS, SECTIONS, SOURCE_EPOCHS, STEP, metric_of
-from dialogpt_ds.model.flops import Peak
-from dialogpt_ds.training.run_facts import run_facts
+from dialogpt_ds.model.flops import DevicePeak
+from dialogpt_ds.training.report import run_facts
 from dialogpt_ds.training.settings import prepare
 from tests.conftest import ROOT
 from tests.dashboard.view_server import serving
@@ -71,11 +79,11 @@ def test_the_sections_are_those_of_the_metrics_in_their_order() -> None:
 
 
 def test_every_metric_on_the_dashboard_is_one_that_training_logs() -> None:
-    assert {name for name in {*NAMED, *SUMMARY_COLUMNS, *LEFT_OUT} if metric_of(name) is None} == set()
+    assert {name for name in {*NAMED, *SUMMARY_COLUMNS, *WITHOUT_PANEL} if metric_of(name) is None} == set()
 
 
 def test_every_metric_of_training_is_on_the_dashboard_or_left_out_on_purpose() -> None:
-    assert METRICS.keys() - NAMED == LEFT_OUT.keys()
+    assert METRICS.keys() - NAMED == WITHOUT_PANEL.keys()
 
 
 def test_every_metric_is_in_its_own_section() -> None:
@@ -101,7 +109,7 @@ def test_the_columns_beside_the_runs_are_in_what_wandb_shows_as_their_configurat
     model, shards = small_world
     words = ["--model", str(model), "--train_input_file", str(shards / "train"), "--skip_eval", "--fp16", "False"]
     settings = prepare(parse(TrainingArguments, "test", [*words, "--output_dir", str(tmp_path)]), World(0, 1, 0))
-    facts = run_facts(settings, 1, Peak(1.0, "test"))
+    facts = run_facts(settings, 1, DevicePeak(1.0, "test"))
     for path in CONFIG_COLUMNS:
         value: Any = facts
         for key in path.split("."):

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
-from dialogpt_ds.doctor.facts import Gpu, HostFacts
+from dialogpt_ds.doctor.facts import HostFacts, HostGpu
 from dialogpt_ds.doctor.finding import Finding
 
 GIB = 2**30
-A100 = Gpu("NVIDIA A100-SXM4-40GB", 40 * GIB, 0, "8.0", "550.54")
-V100 = Gpu("Tesla V100-SXM2-16GB", 16 * GIB, 0, "7.0", "550.54")
+A100 = HostGpu("NVIDIA A100-SXM4-40GB", 40 * GIB, 0, "8.0", "550.54")
+V100 = HostGpu("Tesla V100-SXM2-16GB", 16 * GIB, 0, "7.0", "550.54")
 NODE = HostFacts(
     hostname="worker-1",
     boot_id="1",

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.config.configuration import Configuration
+from dialogpt_ds.config.precision import Precision
 from dialogpt_ds.doctor import gpus, hosts, limits, memory_estimate, network, ops, output_folder, versions
-from dialogpt_ds.doctor.configuration import Configuration
-from dialogpt_ds.doctor.facts import Gpu, from_output, to_line
+from dialogpt_ds.doctor.facts import HostGpu, facts_in, to_line
 from dialogpt_ds.doctor.finding import Finding, ok, problem, warning
 from dialogpt_ds.doctor.machine_facts import gpu_of_line
 from dialogpt_ds.doctor.report import Report
@@ -28,7 +30,7 @@ def test_nothing_is_wrong_with_two_equal_hosts() -> None:
         *versions.version_findings(seen, ["torch>=2.13,<2.15", "numpy>=1.26"]),
         *hosts.code_findings(seen, NODE),
         *hosts.machine_findings(seen),
-        *limits.shared_memory_findings(seen, RANKS),
+        *limits.shm_findings(seen, RANKS),
         *limits.file_findings(seen, 4),
         *limits.memory_findings(seen, RANKS),
         *ops.op_findings(seen, {"optimizer": {"params": {"torch_adam": True}}}),
@@ -39,9 +41,9 @@ def test_nothing_is_wrong_with_two_equal_hosts() -> None:
 
 
 def test_facts_survive_the_way_over_ssh_and_a_talkative_shell() -> None:
-    assert from_output(f"Welcome to worker-1!\n{to_line(NODE)}\nbye\n") == NODE
-    assert from_output(f"a banner without an end of line {to_line(NODE)}") == NODE
-    assert from_output("command not found") is None
+    assert facts_in(f"Welcome to worker-1!\n{to_line(NODE)}\nbye\n") == NODE
+    assert facts_in(f"a banner without an end of line {to_line(NODE)}") == NODE
+    assert facts_in("command not found") is None
 
 
 def test_a_host_with_another_version_is_named_with_both() -> None:
@@ -122,7 +124,7 @@ def test_bf16_needs_a_gpu_that_has_it() -> None:
 
 def test_lines_of_nvidia_smi_are_read() -> None:
     assert gpu_of_line("NVIDIA A100-SXM4-40GB, 40960, 3, 8.0, 550.54") == replace(A100, used=3 << 20)
-    assert gpu_of_line("NVIDIA GB10, [N/A], [N/A], 12.1, 580.1") == Gpu("NVIDIA GB10", 0, 0, "12.1", "580.1")
+    assert gpu_of_line("NVIDIA GB10, [N/A], [N/A], 12.1, 580.1") == HostGpu("NVIDIA GB10", 0, 0, "12.1", "580.1")
     assert gpu_of_line("No devices were found") is None
 
 
@@ -151,6 +153,11 @@ def test_room_for_one_checkpoint_is_needed_and_for_all_is_better(free: float, le
     assert levels(output_folder.output_findings(seen, Path("/out"), 10**9, 4 * 10**8, keep=3)) == [level]
 
 
+def configuration_of(stage: int, precision: Precision) -> Configuration:
+    deepspeed = {"zero_optimization": {"stage": stage}}
+    return Configuration(arguments=TrainingArguments(), deepspeed=deepspeed, precision=precision, notes=[])
+
+
 @pytest.mark.parametrize(
     ("stage", "gpu", "level"),
     [
@@ -160,17 +167,17 @@ def test_room_for_one_checkpoint_is_needed_and_for_all_is_better(free: float, le
         (3, replace(V100, memory=12 * GIB), "ok"),
     ],
 )
-def test_the_states_of_a_stage_are_held_against_the_smallest_gpu(stage: int, gpu: Gpu, level: str) -> None:
+def test_the_states_of_a_stage_are_held_against_the_smallest_gpu(stage: int, gpu: HostGpu, level: str) -> None:
     """762M in fp16 at stage 0: 774 million parameters of 20 bytes, 14.4 GiB."""
     size = ModelSize(774_030_080, 64_328_960)
-    configuration = Configuration({"zero_optimization": {"stage": stage}}, "fp16", [])
+    configuration = configuration_of(stage, "fp16")
     seen = pair(gpus=[A100, gpu])
     assert levels(memory_estimate.fit_findings(seen, RANKS, configuration, size)) == [level]
 
 
 def test_processes_on_a_cpu_share_the_hosts_memory() -> None:
     size = ModelSize(124_439_808, 38_597_376)
-    configuration = Configuration({"zero_optimization": {"stage": 1}}, "fp32", [])
+    configuration = configuration_of(1, "fp32")
     small = node(num_visible=0, gpus=[], memory=(2 * GIB, 2 * GIB))
     finding = only(memory_estimate.fit_findings([("", small)], {"": 2}, configuration, size))
     assert finding.level == "problem"
@@ -183,7 +190,7 @@ def test_limits_grow_with_the_run() -> None:
     seen = [("", node(open_files=1_024))]
     assert levels(limits.file_findings(seen, 128)) == ["ok"]
     assert "2,560 may be needed" in only(limits.file_findings(seen, 512)).text
-    assert levels(limits.shared_memory_findings([("", node(shared_memory=(64 << 20, 64 << 20)))], {"": 8})) == ["warning"]
+    assert levels(limits.shm_findings([("", node(shared_memory=(64 << 20, 64 << 20)))], {"": 8})) == ["warning"]
     assert levels(limits.memory_findings([("", node(memory=(8 * GIB, GIB)))], {"": 8})) == ["warning"]
 
 

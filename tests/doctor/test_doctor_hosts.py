@@ -9,7 +9,7 @@ import pytest
 from dialogpt_ds.doctor import hosts, launch_files, machine_facts, network, output_folder
 from dialogpt_ds.doctor.facts import Request
 from dialogpt_ds.doctor.finding import by_host
-from dialogpt_ds.doctor.ssh import Done, run_for, why_not
+from dialogpt_ds.doctor.ssh import SshOutcome, run_for, why_not
 from dialogpt_ds.doctor.survey import Answer, MeetingPlace, Survey
 from dialogpt_ds.doctor.visit import Visit
 from dialogpt_ds.launching.hostfile import Host
@@ -26,7 +26,7 @@ def test_hosts_that_did_not_answer_are_grouped_by_reason() -> None:
 
 
 def test_many_hosts_with_one_trouble_are_one_line_and_one_host_has_its_name_in_the_way_out() -> None:
-    refused = {name: Done(255, "", f"root@{name}: Permission denied (publickey).") for name in ("worker-1", "worker-2")}
+    refused = {name: SshOutcome(255, "", f"root@{name}: Permission denied (publickey).") for name in ("worker-1", "worker-2")}
     answers = {name: Answer(None, None, *why_not(name, done, 30.0)) for name, done in refused.items()}
     both = only(hosts.ssh_findings(Survey(answers)))
     assert both.text.startswith(
@@ -50,7 +50,7 @@ def test_many_hosts_with_one_trouble_are_one_line_and_one_host_has_its_name_in_t
     ],
 )
 def test_what_ssh_says_is_put_into_words(said: str, words: tuple[str, str]) -> None:
-    trouble, way_out = why_not("h", Done(255, "", said), 30.0)
+    trouble, way_out = why_not("h", SshOutcome(255, "", said), 30.0)
     assert words[0] in trouble
     assert words[1] in way_out
 

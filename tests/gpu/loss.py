@@ -14,7 +14,7 @@ from dialogpt_ds.model.activation import fuse_activations
 from dialogpt_ds.model.attention import VARLEN, register_varlen, set_attention
 from dialogpt_ds.model.flops import DTYPES
 from dialogpt_ds.model.loss import Inputs, TargetLoss, to_tensors
-from dialogpt_ds.order.batches import IGNORED_LABEL, MicroBatch, Share, rank_step
+from dialogpt_ds.order.batches import IGNORED_LABEL, MicroBatch, RankSlice, rank_step
 from dialogpt_ds.order.mixture import Mixture, MixtureKey, MixturePosition
 from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.order.windows import BLOCKS_PER_WINDOW
@@ -71,7 +71,7 @@ def packed_rows() -> MicroBatch:
     length = directory.manifest.max_seq_length
     key = OrderKey(directory.manifest.fingerprint, 42, length, BLOCKS_PER_WINDOW, True)
     batch = Mixture([directory], MixtureKey((key,), (1,)), [()]).batch(MixturePosition.start(), ROWS)
-    return rank_step(batch, Share(0, 1, ROWS, 1), length, directory.manifest.eos_id).micro_batches[0]
+    return rank_step(batch, RankSlice(0, 1, ROWS, 1), length, directory.manifest.eos_id).micro_batches[0]
 
 
 def loss_of(way: str, precision: Precision, device: str) -> TargetLoss:
@@ -110,7 +110,7 @@ def nll_of(loss: TargetLoss, inputs: Inputs) -> torch.Tensor:
     """
     loss.zero_grad()
     weights = inputs["weights"].clone().requires_grad_()
-    weighted, _ = loss(**(inputs | {"weights": weights}))
+    weighted = loss(**(inputs | {"weights": weights})).weighted
     (weighted * (SCALE / float(inputs["weights"].sum()))).backward()
     assert weights.grad is not None
     return (weights.grad * float(inputs["weights"].sum()) / SCALE).cpu()

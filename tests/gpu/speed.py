@@ -109,10 +109,11 @@ def measured(name: str, rows: int, variant: Variant, device: Any) -> dict[str, A
     """Train some steps, the first of them not counted; returns medians and sums over the others."""
     import torch
 
-    from dialogpt_ds.model.flops import arithmetic_of
+    from dialogpt_ds.model.flops import flops_of
     from dialogpt_ds.order.mixture import MixturePosition
     from dialogpt_ds.training.data import TrainingData
-    from dialogpt_ds.training.engine import start_engine, train_step
+    from dialogpt_ds.training.engine import start_engine
+    from dialogpt_ds.training.step import train_step
 
     settings = settings_of(name, rows, variant)
     engine = data = None
@@ -123,7 +124,7 @@ def measured(name: str, rows: int, variant: Variant, device: Any) -> dict[str, A
             stack.enter_context(patch(f"dialogpt_ds.{place}", instead))
         try:
             model = model_on_device(settings)
-            arithmetic = arithmetic_of(model)
+            flops = flops_of(model)
             engine = start_engine(settings, model)
             data = TrainingData(settings, MixturePosition.start(), device)
 
@@ -153,7 +154,7 @@ def measured(name: str, rows: int, variant: Variant, device: Any) -> dict[str, A
     tokens, targets = (sum(getattr(one[1], f"num_{what}") for one in took) for what in ("tokens", "targets"))
     losses = [one[2].loss for one in took]
     assert all(map(math.isfinite, losses)), losses
-    operations = arithmetic.operations(tokens, targets, settings.row_length)
+    operations = flops.per_step(tokens, targets, settings.row_length)
     return {
         "tokens_per_second": round(tokens / seconds),
         "mfu": round(operations / seconds / peak(device), 4),
@@ -169,9 +170,9 @@ def measured(name: str, rows: int, variant: Variant, device: Any) -> dict[str, A
 @functools.cache
 def peak(device: Any) -> float:
     """Return the operations per second of the device in bf16."""
-    from dialogpt_ds.model.flops import peak_of
+    from dialogpt_ds.model.flops import device_peak
 
-    return peak_of(device, "bf16").operations_per_second
+    return device_peak(device, "bf16").operations_per_second
 
 
 def settings_of(name: str, rows: int, variant: Variant) -> Any:
@@ -193,10 +194,10 @@ def model_on_device(settings: Any) -> Any:
     """Return the model with its first weights, drawn on the GPU: on a CPU that takes seconds for a large one."""
     import torch
 
-    from dialogpt_ds.training.settings import model_of
+    from dialogpt_ds.training.engine import model_of
 
     torch.manual_seed(0)
-    with patch("dialogpt_ds.training.settings.check_model", nothing), torch.device(DEVICE):
+    with patch("dialogpt_ds.training.engine.check_model", nothing), torch.device(DEVICE):
         return model_of(settings)
 
 

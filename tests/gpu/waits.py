@@ -44,9 +44,9 @@ def main() -> None:
 def count() -> int:
     """Be launch/train.py with the waits of some steps counted; returns its exit code."""
     from dialogpt_ds.commands.train import main as train
-    from dialogpt_ds.training import loop as run
+    from dialogpt_ds.training import loop
 
-    waits, real = Waits(), run.TrainingRun._step
+    waits, real = Waits(), loop.TrainingRun._step
 
     def step(self: Any) -> Any:
         if self.state.global_step + 1 not in STEPS:
@@ -54,7 +54,7 @@ def count() -> int:
         with counted_on_gpu(waits) if ON_GPU else counted_on_cpu(waits):
             return real(self)
 
-    run.TrainingRun._step = step  # type: ignore[method-assign]
+    loop.TrainingRun._step = step  # type: ignore[method-assign]
     code = train()
     Path(os.environ["COUNTS"]).write_text(json.dumps(waits.by_owner()))
     return code

@@ -26,7 +26,7 @@ def play_stranger() -> None:
     def listener(num_hosts: int) -> socket.socket:
         made = real(num_hosts)
         strangers.append(socket.create_connection(("127.0.0.1", made.getsockname()[1])))
-        contact.CONNECT_SECONDS = 0.5
+        contact.CONTACT_SECONDS = 0.5
         return made
 
     contact._listener = listener
@@ -43,10 +43,10 @@ def main() -> None:
     if how == "stranger":
         play_stranger()
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
-    with contact.HostContact(world, timeout=90) as line:
+    with contact.HostWatch(world, timeout=90) as line:
         print("notes", line.connect(), flush=True)
         if how == "stranger":
-            time.sleep(contact.GRACE_SECONDS + 2)  # a lost line would end the run by then
+            time.sleep(contact.SPEAKING_SECONDS + 2)  # a lost line would end the run by then
         elif world.rank == 1 or how == "leave":
             time.sleep(seconds)
         if how == "die":

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dialogpt_ds.shards.blocks import MEMBERS
-from dialogpt_ds.shards.reader import HEADER, ShardDirectory
+from dialogpt_ds.shards.reader import TAR_HEADER, ShardDirectory
 
 
 def damage_member(directory: ShardDirectory, block: int, member: str) -> tuple[Path, int]:
@@ -14,8 +14,8 @@ def damage_member(directory: ShardDirectory, block: int, member: str) -> tuple[P
     for name in MEMBERS:
         size = int(content[position + 124 : position + 135], 8)
         if name == member:
-            content[position + HEADER + size - 1] ^= 1
+            content[position + TAR_HEADER + size - 1] ^= 1
             file.write_bytes(bytes(content))
             return file, position
-        position += HEADER + -(-size // HEADER) * HEADER
+        position += TAR_HEADER + -(-size // TAR_HEADER) * TAR_HEADER
     raise AssertionError(member)

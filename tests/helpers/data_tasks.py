@@ -35,8 +35,8 @@ def take_steps(
 
     settings = settings_of(world, argvs[world.rank])
     data = TrainingData(settings, MixturePosition.start(len(settings.directories)), CPU)
-    rows, said, error, asked, real = [], [], None, [], module.all_reports
-    module.all_reports = lambda *arguments: (asked.append(1), real(*arguments))[1]
+    rows, said, error, asked, real = [], [], None, [], module.gather_reports
+    module.gather_reports = lambda *arguments: (asked.append(1), real(*arguments))[1]
     try:
         for number in range(steps):
             for at, file in unlink:
@@ -54,7 +54,7 @@ def take_steps(
     except RunError as raised:
         error = str(raised)
     finally:
-        module.all_reports = real
+        module.gather_reports = real
     data.close()
     state = order_state(settings.order_key, data.position)
     return {"rows": rows, "said": said, "error": error, "state": state, "reductions": len(asked)}
@@ -90,16 +90,16 @@ def compare_runs(world: World, argvs: list[list[str]]) -> str:
 
 def compare_other_code(world: World, argv: list[str]) -> str:
     """Return what is said where rank 1 has another torch and another copy of the code."""
-    from dialogpt_ds.training import rank_checks as start
+    from dialogpt_ds.training import rank_checks
 
-    real = start.versions, start.code_sha256
+    real = rank_checks.versions, rank_checks.code_sha256
     try:
         if world.rank == 1:
-            start.versions = lambda: real[0]() | {"torch": "2.12.1"}
-            start.code_sha256 = lambda: "0" * 64
+            rank_checks.versions = lambda: real[0]() | {"torch": "2.12.1"}
+            rank_checks.code_sha256 = lambda: "0" * 64
         return compare_runs(world, [argv, argv])
     finally:
-        start.versions, start.code_sha256 = real
+        rank_checks.versions, rank_checks.code_sha256 = real
 
 
 def evaluation_error(world: World, argvs: list[list[str]]) -> str:
@@ -124,10 +124,10 @@ def evaluation_error(world: World, argvs: list[list[str]]) -> str:
 def renames_error(world: World, argv: list[str]) -> str:
     """Return what is said of an output_dir that is there."""
     from dialogpt_ds.errors import UserError
-    from dialogpt_ds.training.resume import check_renames
+    from dialogpt_ds.training.rank_checks import check_renames
 
     try:
-        check_renames(settings_of(world, argv))
+        check_renames(settings_of(world, argv).output_dir, world.is_first)
     except UserError as error:
         return str(error)
     return ""
@@ -136,15 +136,15 @@ def renames_error(world: World, argv: list[str]) -> str:
 def shared_disk_error(world: World, argvs: list[list[str]]) -> str:
     """Return what is said of an output_dir; each rank with its own command line."""
     from dialogpt_ds.errors import UserError
-    from dialogpt_ds.training import resume
+    from dialogpt_ds.training import rank_checks
 
     settings = settings_of(world, argvs[world.rank])
     settings.output_dir.mkdir(parents=True, exist_ok=True)
-    patience, resume.TOKEN_SECONDS = resume.TOKEN_SECONDS, 1.0
+    patience, rank_checks.TOKEN_SECONDS = rank_checks.TOKEN_SECONDS, 1.0
     try:
-        resume.check_shared(settings)
+        rank_checks.check_shared(settings.output_dir, world.is_first)
     except UserError as error:
         return str(error)
     finally:
-        resume.TOKEN_SECONDS = patience
+        rank_checks.TOKEN_SECONDS = patience
     return ""

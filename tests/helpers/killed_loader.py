@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from dialogpt_ds.order.batches import Share
+from dialogpt_ds.order.batches import RankSlice
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.loader import Failure, step_batches
@@ -55,7 +55,7 @@ def main() -> None:
     if half:
         die_in_the_middle_of_a_message()
     directory = ShardDirectory.open(sys.argv[1], "test")
-    steps = step_batches([directory], key_of([directory]), Share(0, 1, 64, 1), MixturePosition.start(), EOS, 1)
+    steps = step_batches([directory], key_of([directory]), RankSlice(0, 1, 64, 1), MixturePosition.start(), EOS, 1)
     for number, step in enumerate(steps, start=1):
         if isinstance(step, Failure):
             print(f"after {number - 1} batches: {step.message}")

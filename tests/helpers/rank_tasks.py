@@ -15,9 +15,10 @@ from dialogpt_ds.model.saved_bytes import activations_measured
 from dialogpt_ds.order.batches import rank_step
 from dialogpt_ds.order.mixture import Mixture, MixturePosition
 from dialogpt_ds.order.stream import RowStream
-from dialogpt_ds.training.engine import start_engine, train_step
+from dialogpt_ds.training.engine import start_engine
 from dialogpt_ds.training.evaluation import evaluate
 from dialogpt_ds.training.settings import Settings, prepare
+from dialogpt_ds.training.step import train_step
 
 
 def settings_of(world: World, argv: list[str]) -> Settings:

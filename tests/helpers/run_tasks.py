@@ -14,7 +14,7 @@ from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.files import sha256_of_file
 from dialogpt_ds.model.load import build_model
 from dialogpt_ds.training.loop import TrainingRun
-from dialogpt_ds.training.resume import first_look
+from dialogpt_ds.training.resume import preview_resume
 from tests.helpers.rank_tasks import settings_of
 
 
@@ -35,14 +35,14 @@ def whole_run(world: World, argv: list[str], fp16: bool = False) -> dict[str, An
     run = None
     try:
         settings = settings_of(world, [*argv, "--wandb_mode", "disabled", "--pbar", "False"])
-        first_look(settings)
+        preview_resume(settings)
         torch.manual_seed(settings.arguments.seed)
         settings.output_dir.mkdir(parents=True, exist_ok=True)
         requests = StopRequests(settings.output_dir, world.is_first)
         watch = HangWatch(settings.output_dir, world.rank, 0)
         run = TrainingRun(settings, requests, watch, build_model(settings.model, None), torch.device("cpu"))
         code = run.run()
-        run.part(code)
+        run.close(code)
         return {"code": code, "notes": run.notes} | facts_of(run)
     except (UserError, RunError) as error:
         return {"code": str(error)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dialogpt_ds.order.batches import Share, rank_step
+from dialogpt_ds.order.batches import RankSlice, rank_step
 from dialogpt_ds.order.mixture import GlobalBatch, Mixture, MixtureKey, MixturePosition
 from dialogpt_ds.order.position import OrderKey, SkippedBlock
 from dialogpt_ds.shards.blocks import make_block
@@ -57,7 +57,7 @@ def mixture_of(
 
 def contents(batch: GlobalBatch) -> list[Row]:
     """Return each row of a batch as its tokens."""
-    step = rank_step(batch, Share(0, 1, batch.rows.num_rows, 1), ROW, EOS)
+    step = rank_step(batch, RankSlice(0, 1, batch.rows.num_rows, 1), ROW, EOS)
     return [tuple(row) for row in step.micro_batches[0].input_ids.tolist()]
 
 

@@ -41,17 +41,17 @@ def arm(moment: str, step: int) -> None:
     import torch
 
     from dialogpt_ds.checkpoints import folder, universal, writer
-    from dialogpt_ds.training import evaluation, run
+    from dialogpt_ds.training import evaluation, loop
 
     def at_step(self: Any, *_: Any, **__: Any) -> bool:
         return self.state.global_step + 1 == step
 
     if moment == "start":
-        before(run, "start_engine", die)
+        before(loop, "start_engine", die)
     elif moment == "step":
-        before(run.TrainingRun, "_tell", die, at_step)
+        before(loop.TrainingRun, "_report", die, at_step)
     elif moment == "hang":
-        before(run.TrainingRun, "_tell", hang_here, at_step)
+        before(loop.TrainingRun, "_report", hang_here, at_step)
     elif moment == "save":  # while the files are written
         before(writer.SummingEngine, "save", die, lambda *given, **named: f"{step:08d}" in str(named.get("path", given[-1])))
     elif moment == "complete":  # all is written, the name not given
@@ -71,7 +71,7 @@ def arm(moment: str, step: int) -> None:
         tensors = iter(range(1_000_000))
         before(universal, "_save", hang_here, lambda *_: next(tensors) == step)
     elif moment == "nan":  # in one rank's gradient
-        real = run.train_step
+        real = loop.train_step
 
         def poisoned(engine: Any, *positional: Any, **named: Any) -> Any:
             if engine.global_steps + 1 == step:
@@ -83,10 +83,10 @@ def arm(moment: str, step: int) -> None:
                     handle.remove()
             return real(engine, *positional, **named)
 
-        run.train_step = poisoned
+        loop.train_step = poisoned
     elif moment == "clock":  # set back by an hour, and then a little with every look
         looks, honest = iter(range(1, 1_000_000_000)), time.time
-        before(run.TrainingRun, "_step", lambda: setattr(time, "time", lambda: honest() - 3_600 - next(looks)), at_step)
+        before(loop.TrainingRun, "_step", lambda: setattr(time, "time", lambda: honest() - 3_600 - next(looks)), at_step)
     else:
         raise AssertionError(moment)
 

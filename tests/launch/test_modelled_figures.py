@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dialogpt_ds.config.precision import Precision
+from dialogpt_ds.hardware import GIB
 from dialogpt_ds.model.calibration import preset_config
-from dialogpt_ds.model.gpu_specs import CONTEXT, GIB, gpu_of, link_of
+from dialogpt_ds.model.gpu_specs import CONTEXT, gpu_of, link_of
 from dialogpt_ds.model.loss import Planned, TargetLoss
 from dialogpt_ds.model.memory import largest_layer, model_states
 from dialogpt_ds.model.micro_batch_trace import planned_loss, trace

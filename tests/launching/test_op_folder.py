@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dialogpt_ds.launching import op_folder as module
-from dialogpt_ds.launching.op_folder import ABOUT, VARIABLE, build_notice, is_built, op_folder, use_own_folder
+from dialogpt_ds.launching.op_folder import ABOUT, OPS_VARIABLE, build_notice, is_built, op_folder, use_own_folder
 
 OFFLOADED = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
 
@@ -16,7 +16,7 @@ OFFLOADED = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "
 def chosen(home: Path, **variables: str) -> str | None:
     environment = {"XDG_CACHE_HOME": str(home)} | variables
     use_own_folder(environment)
-    return environment.get(VARIABLE)
+    return environment.get(OPS_VARIABLE)
 
 
 def another_prefix(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -54,9 +54,9 @@ def test_the_folder_says_whose_it_is(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_somebody_named_is_kept(tmp_path: Path) -> None:
-    assert chosen(tmp_path, **{VARIABLE: "/scratch/ops"}) == "/scratch/ops"
+    assert chosen(tmp_path, **{OPS_VARIABLE: "/scratch/ops"}) == "/scratch/ops"
     assert list(tmp_path.iterdir()) == []
-    assert op_folder({VARIABLE: "/scratch/ops"}) == Path("/scratch/ops")
+    assert op_folder({OPS_VARIABLE: "/scratch/ops"}) == Path("/scratch/ops")
 
 
 def test_where_no_folder_can_be_made_torchs_own_stays(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_what_another_pytorch_built_is_not_built(tmp_path: Path) -> None:
 def test_what_has_to_be_built_is_said_with_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from torch.utils.cpp_extension import include_paths
 
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    monkeypatch.setenv(OPS_VARIABLE, str(tmp_path))
     assert build_notice(OFFLOADED, on_gpu=False) == (
         "DeepSpeed builds deepspeed_shm_comm (ranks on a CPU exchange data through shared memory), cpu_adam (the optimizer is offloaded "
         f"to the host) now, once for this environment, in {tmp_path}: about a minute each"

@@ -9,15 +9,15 @@ import time
 import pytest
 
 from dialogpt_ds.logs.progress import Progress, clock
-from dialogpt_ds.logs.record import Record
+from dialogpt_ds.logs.record import LogRecord
 from tests.conftest import ROOT
 
 SCRIPT = """
 from dialogpt_ds.logs.progress import Progress
-from dialogpt_ds.logs.record import Record
+from dialogpt_ds.logs.record import LogRecord
 progress = Progress(3, 0, shown=True)
 for step in (1, 2, 3):
-    progress.take(Record("step", dict(step=step, loss=2.0, ppl=7.389, tokens_per_second=1234.5, lr=1e-3, seconds_left=61.0)))
+    progress.take(LogRecord("step", dict(step=step, loss=2.0, ppl=7.389, tokens_per_second=1234.5, lr=1e-3, seconds_left=61.0)))
     progress.say(f"said {step}")
 progress.close()
 """
@@ -47,9 +47,9 @@ def test_a_terminal_shows_a_bar_even_when_it_does_not_know_its_size(size: tuple[
     assert "said 2" in text
 
 
-def step(number: int, left: float = 0.0) -> Record:
+def step(number: int, left: float = 0.0) -> LogRecord:
     """Return the record of a step."""
-    return Record(
+    return LogRecord(
         "step", {"step": number, "loss": 2.0, "ppl": 7.389, "tokens_per_second": 1234.5, "lr": 1e-3, "seconds_left": left}
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.logs import metrics
-from dialogpt_ds.logs.record import Record, Reply
+from dialogpt_ds.logs.record import LogRecord, Reply
 from dialogpt_ds.logs.recorder import Recorder
 from tests.conftest import ROOT
 
@@ -18,10 +18,10 @@ def recorder_in(folder: Path, first_step: int = 0) -> Recorder:
     return Recorder(TrainingArguments(num_optim_steps=100, wandb_mode="disabled"), folder, folder, first_step)
 
 
-def step(number: int, **more: Any) -> Record:
+def step(number: int, **more: Any) -> LogRecord:
     """Return the record of a step."""
     values = {"step": number, "loss": 2.0, "ppl": 7.389, "tokens_per_second": 1.0, "lr": 1e-3, "seconds_left": 1.0}
-    return Record("step", values | more, [1, number, number, 2.0, 7.389, 1, 1, 1.0])
+    return LogRecord("step", values | more, [1, number, number, 2.0, 7.389, 1, 1, 1.0])
 
 
 class Broken:
@@ -30,7 +30,7 @@ class Broken:
     name = "the broken one"
     taken = 0
 
-    def take(self, record: Record) -> None:
+    def take(self, record: LogRecord) -> None:
         """Fail."""
         self.taken += 1
         raise OSError("no such disk")
@@ -74,7 +74,7 @@ def test_replies_are_lines_of_a_text_file_and_cut_back_on_a_resume(tmp_path: Pat
     for number in (5, 10):
         values = {"step": number, "eval_loss": 1.0}
         first.record(
-            Record("evaluation", values, [1, number, 1, 1.0, 2.7], replies=[Reply("How are you?", f"a\nb\x1b[31m {number}")])
+            LogRecord("evaluation", values, [1, number, 1, 1.0, 2.7], replies=[Reply("How are you?", f"a\nb\x1b[31m {number}")])
         )
     first.close_files()
     file = tmp_path / "sample_replies.txt"
@@ -87,13 +87,13 @@ def test_replies_are_lines_of_a_text_file_and_cut_back_on_a_resume(tmp_path: Pat
 
 
 def test_a_metric_without_a_meaning_is_a_mistake_in_the_program() -> None:
-    assert metrics.known({"step": 1, "loss": 2.0, "gpu_memory_gib": None, "epoch_source_3": 0.5}) == {
+    assert metrics.checked_row({"step": 1, "loss": 2.0, "gpu_memory_gib": None, "epoch_source_3": 0.5}) == {
         "step": 1,
         "loss": 2.0,
         "epoch_source_3": 0.5,
     }
     with pytest.raises(AssertionError, match="los"):
-        metrics.known({"step": 1, "los": 2.0})
+        metrics.checked_row({"step": 1, "los": 2.0})
 
 
 def test_every_metric_has_a_section_and_says_something() -> None:

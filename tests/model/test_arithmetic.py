@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dialogpt_ds.model.flops import Arithmetic, arithmetic_of, measured_peak, peak_by_name, peak_of
+from dialogpt_ds.model.flops import Flops, device_peak, flops_of, measured_peak, peak_by_name
 
 
 def test_the_weights_of_a_gpt2_are_those_of_its_shape() -> None:
@@ -11,7 +11,7 @@ def test_the_weights_of_a_gpt2_are_those_of_its_shape() -> None:
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=16, n_embd=8, n_layer=2, n_head=2))
     # A layer: 12 * 8 * 8 weights of matrices, 13 * 8 of biases and norms; at the end a norm of 2 * 8. The head is the embedding.
-    assert arithmetic_of(model) == Arithmetic(2 * (12 * 64 + 13 * 8) + 16, 100 * 8, 2, 8)
+    assert flops_of(model) == Flops(2 * (12 * 64 + 13 * 8) + 16, 100 * 8, 2, 8)
 
 
 def test_a_head_of_its_own_is_no_part_of_the_body() -> None:
@@ -20,14 +20,14 @@ def test_a_head_of_its_own_is_no_part_of_the_body() -> None:
     config = LlamaConfig(
         vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=False
     )
-    arithmetic = arithmetic_of(AutoModelForCausalLM.from_config(config))
-    assert arithmetic.head_weights == 800
-    assert arithmetic.body_weights == 4 * 64 + 3 * 8 * 16 + 3 * 8, "four projections, three of the MLP, three norms"
+    flops = flops_of(AutoModelForCausalLM.from_config(config))
+    assert flops.head_weights == 800
+    assert flops.body_weights == 4 * 64 + 3 * 8 * 16 + 3 * 8, "four projections, three of the MLP, three norms"
 
 
 def test_operations_by_hand() -> None:
-    arithmetic = Arithmetic(body_weights=1_000, head_weights=50, layers=2, width=8)
-    assert arithmetic.operations(tokens=10, targets=3, row_length=16) == 10 * (6 * 1_000 + 12 * 2 * 8 * 16) + 3 * 6 * 50
+    flops = Flops(body_weights=1_000, head_weights=50, layers=2, width=8)
+    assert flops.per_step(tokens=10, targets=3, row_length=16) == 10 * (6 * 1_000 + 12 * 2 * 8 * 16) + 3 * 6 * 50
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_peaks_by_name(name: str, tera: float | None) -> None:
 
 
 def test_the_peak_of_a_cpu_is_measured() -> None:
-    peak = peak_of(torch.device("cpu"), "fp32")
+    peak = device_peak(torch.device("cpu"), "fp32")
     assert 1e8 < peak.operations_per_second < 1e14
     assert "measured" in str(peak)
     assert measured_peak(torch.device("cpu"), torch.bfloat16) > 0

@@ -47,11 +47,9 @@ def inputs() -> dict[str, Any]:
 
 def loss_and_gradients(loss_of: TargetLoss) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     loss_of.zero_grad()
-    weighted, by_turn = loss_of(**inputs())
-    weighted.backward()
-    return torch.cat([weighted.detach().view(1), by_turn.flatten()]), {
-        n: p.grad.clone() for n, p in loss_of.model.named_parameters()
-    }
+    sums = loss_of(**inputs())
+    sums.weighted.backward()
+    return torch.cat([found.detach().flatten() for found in sums]), {n: p.grad.clone() for n, p in loss_of.model.named_parameters()}
 
 
 @pytest.mark.parametrize("make", [gpt2, llama], ids=["gpt2", "llama, heads that share keys"])

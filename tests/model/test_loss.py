@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from dialogpt_ds.distributed.world import World
 from dialogpt_ds.model.loss import TargetLoss, to_tensors
-from dialogpt_ds.order.batches import TURN_GROUPS, Share, padding_rows, rank_step
+from dialogpt_ds.order.batches import TURN_GROUPS, RankSlice, padding_rows, rank_step
 from dialogpt_ds.order.mixture import GlobalBatch, Mixture, MixtureKey, MixturePosition
 from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.shards.reader import ShardDirectory
@@ -60,10 +60,10 @@ def test_the_loss_is_transformers_own_on_the_unpacked_examples(shards: Path) -> 
             number = int((labels[1:] != -100).sum())
             total += model(input_ids=tokens[None], labels=labels[None]).loss.item() * number
             count += number
-        micro = rank_step(batch, Share(0, 1, 8, 1), stream.row_length, EOS).micro_batches[0]
-        _, by_turn = TargetLoss(model)(**to_tensors(micro, "cpu"))
+        micro = rank_step(batch, RankSlice(0, 1, 8, 1), stream.row_length, EOS).micro_batches[0]
+        sums = TargetLoss(model)(**to_tensors(micro, "cpu"))
     assert count == batch.rows.num_targets
-    assert by_turn[1].sum().item() / count == pytest.approx(total / count, abs=1e-5)
+    assert sums.nll_by_turn.sum().item() / count == pytest.approx(total / count, abs=1e-5)
 
 
 def reference(batch: GlobalBatch, model: Any) -> torch.Tensor:
@@ -85,8 +85,8 @@ def test_weighted_loss_and_gradients_equal_those_of_the_unpacked_examples(shards
     expected.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    micro = rank_step(batch, Share(0, 1, 6, 1), stream.row_length, EOS).micro_batches[0]
-    weighted, _ = TargetLoss(model)(**to_tensors(micro, "cpu"))
+    micro = rank_step(batch, RankSlice(0, 1, 6, 1), stream.row_length, EOS).micro_batches[0]
+    weighted = TargetLoss(model)(**to_tensors(micro, "cpu")).weighted
     (weighted / batch.rows.weight_sum).backward()
     assert weighted.item() / batch.rows.weight_sum == pytest.approx(expected.item(), abs=1e-5)
     for name, parameter in model.named_parameters():
@@ -101,7 +101,7 @@ def test_padding_and_unpacking_change_nothing(shards: Path) -> None:
         whole = stream.batch(position, 1).rows.segments[0].window.num_rows
         batch = stream.batch(position, whole)
         with torch.no_grad():
-            micro = rank_step(batch, Share(0, 1, whole, 1), stream.row_length, EOS).micro_batches[0]
+            micro = rank_step(batch, RankSlice(0, 1, whole, 1), stream.row_length, EOS).micro_batches[0]
             total, targets = model(**to_tensors(micro, "cpu"))[0].item(), batch.rows.num_targets
         sums.append((total / batch.rows.weight_sum, targets))
     assert sums[0] == pytest.approx(sums[1], abs=1e-5)
@@ -110,9 +110,8 @@ def test_padding_and_unpacking_change_nothing(shards: Path) -> None:
 
 def test_rows_of_padding_give_zero() -> None:
     with torch.no_grad():
-        weighted, by_turn = TargetLoss(tiny_model())(**to_tensors(padding_rows(2, 64, EOS), "cpu"))
-    assert weighted.item() == 0.0
-    assert not by_turn.any()
+        sums = TargetLoss(tiny_model())(**to_tensors(padding_rows(2, 64, EOS), "cpu"))
+    assert not any(found.any() for found in sums)
 
 
 def test_the_short_way_is_taken_only_where_it_is_the_models_own() -> None:
@@ -151,8 +150,8 @@ def test_a_llama_keeps_packed_examples_apart(shards: Path) -> None:
     stream = stream_of(shards)
     batch = stream.batch(START, 4)
     with torch.no_grad():
-        weighted, _ = TargetLoss(model)(
-            **to_tensors(rank_step(batch, Share(0, 1, 4, 1), stream.row_length, EOS).micro_batches[0], "cpu")
+        weighted, *_ = TargetLoss(model)(
+            **to_tensors(rank_step(batch, RankSlice(0, 1, 4, 1), stream.row_length, EOS).micro_batches[0], "cpu")
         )
         assert weighted.item() / batch.rows.weight_sum == pytest.approx(reference(batch, model).item(), abs=1e-5)
 
@@ -259,10 +258,10 @@ def test_sums_by_turn_are_those_of_each_turns_targets(shards: Path) -> None:
                         group = {2: 0, 3: 1}.get(number, 2)
                         expected[:, group] += torch.stack([losses.sum() * weight, losses.sum()])
                     place += length
-        micro = rank_step(batch, Share(0, 1, 8, 1), stream.row_length, EOS).micro_batches[0]
-        _, by_turn = TargetLoss(model)(**to_tensors(micro, "cpu"))
+        micro = rank_step(batch, RankSlice(0, 1, 8, 1), stream.row_length, EOS).micro_batches[0]
+        _, *by_turn = TargetLoss(model)(**to_tensors(micro, "cpu"))
     assert (expected[1] > 0).all(), "the data has turns of every group"
-    torch.testing.assert_close(by_turn, expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(torch.stack(by_turn), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_two_ranks_give_the_losses_by_turn_of_one(two_ranks: RankPool, one_rank: RankPool, shards: Path, tmp_path: Path) -> None:
@@ -277,11 +276,11 @@ def test_two_ranks_give_the_losses_by_turn_of_one(two_ranks: RankPool, one_rank:
 
 def test_the_sums_by_turn_are_exact_under_autocast_and_one_infinite_loss_stays_in_its_group(shards: Path) -> None:
     stream, model = stream_of(shards), tiny_model()
-    micro = rank_step(stream.batch(START, 8), Share(0, 1, 8, 1), stream.row_length, EOS).micro_batches[0]
+    micro = rank_step(stream.batch(START, 8), RankSlice(0, 1, 8, 1), stream.row_length, EOS).micro_batches[0]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        weighted, by_turn = TargetLoss(model)(**to_tensors(micro, "cpu"))
-        assert by_turn[0].sum().item() == pytest.approx(weighted.item(), rel=1e-6)
+        sums = TargetLoss(model)(**to_tensors(micro, "cpu"))
+        assert sums.weighted_by_turn.sum().item() == pytest.approx(sums.weighted.item(), rel=1e-6)
         tensors = to_tensors(micro, "cpu")
         tensors["weights"][int((tensors["turn_groups"] == 1).nonzero()[0])] = torch.inf
-        _, by_turn = TargetLoss(model)(**tensors)
-    assert by_turn[0].isfinite().tolist() == [True, False, True]
+        sums = TargetLoss(model)(**tensors)
+    assert sums.weighted_by_turn.isfinite().tolist() == [True, False, True]

@@ -73,7 +73,7 @@ def test_models_that_would_mix_examples_are_refused_with_the_way_out(kind: str) 
     check_model(model, kind, Wants(packing=False))
     ids, places = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0, 1, 2, 3]])
     targets = (torch.tensor([1, 2]), torch.tensor([3, 4]), torch.ones(2), torch.tensor([0, 1]))
-    loss, _ = TargetLoss(model)(ids, places, *targets, torch.tensor([0, 4], dtype=torch.int32), 4)
+    loss, *_ = TargetLoss(model)(ids, places, *targets, torch.tensor([0, 4], dtype=torch.int32), 4)
     assert torch.isfinite(loss)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from dialogpt_ds.errors import UserError
-from dialogpt_ds.order.batches import IGNORED_LABEL, Share, padding_rows, rank_step
+from dialogpt_ds.order.batches import IGNORED_LABEL, RankSlice, padding_rows, rank_step
 from dialogpt_ds.order.mixture import MixturePosition, order_state, position_from_state
 from dialogpt_ds.order.position import OrderKey, Position
 from dialogpt_ds.order.windows import epoch_blocks
@@ -74,7 +74,7 @@ def test_whatever_the_stops_and_sizes_the_ranks_together_see_one_stream(
     for world, accumulation, micro, steps in stages:
         position = position_from_state(order_state(key, position), key)
         after = set()
-        shares = [Share(rank, world, micro, accumulation) for rank in range(world)]
+        shares = [RankSlice(rank, world, micro, accumulation) for rank in range(world)]
         by_rank = []
         for share in shares:
             place, mine = position, []
@@ -148,7 +148,7 @@ def test_skipping_over_rows_ends_where_taking_them_does(directory: ShardDirector
 
 def test_facts_of_a_step_are_those_of_its_rows(directory: ShardDirectory) -> None:
     batch = mixture_of([directory]).batch(START, 37)
-    micro = rank_step(batch, Share(0, 1, 37, 1), ROW, EOS).micro_batches[0]
+    micro = rank_step(batch, RankSlice(0, 1, 37, 1), ROW, EOS).micro_batches[0]
     real = micro.labels != IGNORED_LABEL
     assert batch.rows.num_targets == real.sum()
     assert batch.rows.weight_sum == pytest.approx(micro.weights.sum(), rel=1e-6)
@@ -159,7 +159,7 @@ def test_facts_of_a_step_are_those_of_its_rows(directory: ShardDirectory) -> Non
 
 
 def test_labels_follow_their_places_and_positions_restart_with_each_example(directory: ShardDirectory) -> None:
-    micro = rank_step(mixture_of([directory]).batch(START, 20), Share(0, 1, 20, 1), ROW, EOS).micro_batches[0]
+    micro = rank_step(mixture_of([directory]).batch(START, 20), RankSlice(0, 1, 20, 1), ROW, EOS).micro_batches[0]
     real = micro.labels != IGNORED_LABEL
     flat, positions = micro.input_ids.ravel(), micro.position_ids.ravel()
     assert (flat[micro.target_places[real] + 1] == micro.labels[real]).all()

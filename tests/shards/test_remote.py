@@ -13,7 +13,7 @@ from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.order.windows import BadBlocksError
 from dialogpt_ds.shards import cache as cache_module
 from dialogpt_ds.shards import remote
-from dialogpt_ds.shards.cache import CacheSettings, UnreachableError
+from dialogpt_ds.shards.cache import CacheSettings, CacheUnreachableError
 from dialogpt_ds.shards.reader import ShardDirectory
 from tests.helpers.damage import damage_member
 from tests.helpers.file_server import FileServer
@@ -152,7 +152,7 @@ def test_an_altered_or_missing_shard_is_a_bad_block_and_an_unreachable_server_is
     server.close()
     (directory.folder / "shard-000002.tar").unlink(missing_ok=True)
     with pytest.raises(
-        UnreachableError, match=r"shard-000002.tar can't be fetched: curl can't connect .*nor can .* be reached at all"
+        CacheUnreachableError, match=r"shard-000002.tar can't be fetched: curl can't connect .*nor can .* be reached at all"
     ):
         fresh.block(block_of[2])
 

@@ -13,9 +13,9 @@ import pytest
 from filelock import FileLock
 
 from dialogpt_ds.errors import RunError, UserError
+from dialogpt_ds.preprocessing import output_folder, parts
 from dialogpt_ds.preprocessing.arguments import ShardArguments
 from dialogpt_ds.preprocessing.make import make_shards
-from dialogpt_ds.shards import parts, workplace
 from tests.conftest import ROOT, write_tsv
 
 SMALL_PARTS = 20_000
@@ -78,7 +78,7 @@ def test_two_runs_on_one_folder_the_second_stops(tmp_path: Path) -> None:
 
 def start(source: Path, output: Path, *options: str) -> subprocess.Popen[str]:
     """Start a real run with small parts, in a process group of its own."""
-    program = f"import sys; from dialogpt_ds.shards import parts; parts.PART_BYTES = {SMALL_PARTS}; " \
+    program = f"import sys; from dialogpt_ds.preprocessing import parts; parts.PART_BYTES = {SMALL_PARTS}; " \
         "from dialogpt_ds.commands.make_shards import main; sys.exit(main())"  # fmt: skip
     command = [sys.executable, "-c", program, "--input", str(source), "--output", str(output), "--workers", "2", *options]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -227,7 +227,7 @@ def test_dask_makes_the_same_bytes_though_a_worker_is_killed(tmp_path: Path) -> 
 
 
 def test_shares_and_whole_runs_keep_out_of_each_others_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workplace, "BEGIN_SECONDS", 0.1)
+    monkeypatch.setattr(output_folder, "BEGIN_SECONDS", 0.1)
     source = write_tsv(tmp_path / "a.tsv", 20)
     output = tmp_path / "out"
     output.mkdir()
@@ -270,7 +270,7 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9_000,) * 2);"
         f"sys.argv[1:] = ['--input', {str(source)!r}, '--output', {str(tmp_path / 'out')!r}, '--workers', '2'];"
-        f"from dialogpt_ds.shards import parts; parts.PART_BYTES = {SMALL_PARTS};"
+        f"from dialogpt_ds.preprocessing import parts; parts.PART_BYTES = {SMALL_PARTS};"
         "from dialogpt_ds.commands.make_shards import main; sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)

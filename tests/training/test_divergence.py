@@ -13,9 +13,10 @@ from dialogpt_ds.distributed.world import World
 from dialogpt_ds.preprocessing.inspect import main as inspect
 from dialogpt_ds.preprocessing.make import ShardArguments, make_shards
 from dialogpt_ds.shards.reader import ShardDirectory
-from dialogpt_ds.training.divergence import USUAL_STEPS, DivergenceWatch, Scale
-from dialogpt_ds.training.engine import StepResult
+from dialogpt_ds.training.divergence import USUAL_STEPS, DivergenceWatch, Scale, Verdict
+from dialogpt_ds.training.rank_report import RankReport, unpack
 from dialogpt_ds.training.state import ProgressState
+from dialogpt_ds.training.step import StepResult
 from tests.conftest import write_tsv
 from tests.helpers import rank_tasks
 from tests.helpers.rank_pool import RankPool
@@ -26,7 +27,7 @@ NO_SCALE = Scale(1.0, 1.0, None)
 
 
 def result(loss: float, norm: float | None = 1.0, applied: bool = True) -> StepResult:
-    return StepResult(loss, norm, applied, {}, [])
+    return StepResult(loss, norm, applied, {}, {}, unpack(RankReport().pack(0, 1)))
 
 
 def watch_of(small_world: SmallWorld, *options: str) -> DivergenceWatch:
@@ -34,21 +35,21 @@ def watch_of(small_world: SmallWorld, *options: str) -> DivergenceWatch:
     return DivergenceWatch(rank_tasks.settings_of(World(0, 1, 0), argv), ProgressState())
 
 
-def look(watch: DivergenceWatch, step: StepResult, scale: Scale = NO_SCALE) -> tuple[str | None, str | None]:
+def judged(watch: DivergenceWatch, step: StepResult, scale: Scale = NO_SCALE) -> Verdict:
     watch.state.global_step += 1
-    return watch.look(step, 1e-3, scale)
+    return watch.judge(step, 1e-3, scale)
 
 
 def test_skips_in_a_row_end_the_run_and_an_update_between_them_does_not(small_world: SmallWorld) -> None:
     watch = watch_of(small_world, "--max_skipped_steps", "3", "--fp16", "False")
-    assert look(watch, result(5.0)) == (None, None)
+    assert judged(watch, result(5.0)) == (None, None)
     for _ in range(4):
         for _ in range(3):
-            end, warning = look(watch, result(5.0, float("nan"), applied=False))
+            end, warning = judged(watch, result(5.0, float("nan"), applied=False))
             assert end is None
             assert "its update was left out on all ranks" in str(warning)
-        assert look(watch, result(4.5)) == (None, None)
-    ends = [look(watch, result(5.0, float("inf"), applied=False))[0] for _ in range(4)]
+        assert judged(watch, result(4.5)) == (None, None)
+    ends = [judged(watch, result(5.0, float("inf"), applied=False))[0] for _ in range(4)]
     assert ends[:3] == [None] * 3
     assert ends[3] == (
         "4 updates in a row were left out, because gradients were not finite (loss 5.0000, gradient norm inf, learning rate 1.000e-03); "
@@ -69,23 +70,23 @@ def test_losses_that_wander_are_no_spikes_and_one_that_jumps_is(small_world: Sma
     level = 9.0
     for _ in range(400):
         level *= 0.997
-        assert look(watch, result(level + source.gauss(0.0, 0.3))) == (None, None)
+        assert judged(watch, result(level + source.gauss(0.0, 0.3))) == (None, None)
     for _ in range(2):
-        end, warning = look(watch, result(level + 6.0))
+        end, warning = judged(watch, result(level + 6.0))
         assert end is None
         assert re.search(rf"the loss of step 40[12] jumped to {level + 6:.4f}, usual are [23]\.\d+ \+- 0\.\d+", str(warning))
     assert watch.state.loss_spikes == 2
-    assert look(watch, result(level)) == (None, None)
+    assert judged(watch, result(level)) == (None, None)
 
 
 def test_nothing_is_a_spike_before_the_usual_loss_is_known_or_near_zero(small_world: SmallWorld) -> None:
     watch = watch_of(small_world)
     for number in range(USUAL_STEPS):
-        assert look(watch, result(10.0 if number % 10 else 500.0)) == (None, None)
+        assert judged(watch, result(10.0 if number % 10 else 500.0)) == (None, None)
     watch = watch_of(small_world)
     for _ in range(200):
-        assert look(watch, result(1e-3)) == (None, None)
-    assert look(watch, result(0.05)) == (None, None)
+        assert judged(watch, result(1e-3)) == (None, None)
+    assert judged(watch, result(0.05)) == (None, None)
 
 
 def broken_world(folder: Path) -> tuple[Path, Path, list[str]]:

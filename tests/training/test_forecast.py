@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from dialogpt_ds.distributed.world import World
-from dialogpt_ds.model.gpu_specs import GIB, gpu_of
+from dialogpt_ds.hardware import GIB
+from dialogpt_ds.model.gpu_specs import gpu_of
 from dialogpt_ds.model.memory import model_states
 from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.training import dry_run
+from dialogpt_ds.training.engine import model_of
 from dialogpt_ds.training.forecast import forecast
 from dialogpt_ds.training.planning import Planning, hosts_of, layout_of, planning_of, trace_of
-from dialogpt_ds.training.settings import Settings, model_of
+from dialogpt_ds.training.settings import Settings
 from tests.helpers.rank_tasks import settings_of, write_deepspeed
 
 SmallWorld = tuple[Path, Path]
@@ -83,4 +85,4 @@ def test_memory_is_states_a_micro_batch_buffers_and_cuda(small_world: SmallWorld
     state = next(state for state in model_states(1_000, 100, 8, 1, "fp16") if state.name == "ZeRO-1")
     needed = dry_run.memory_on_gpu(state, traced, settings, planning)
     assert needed > state.device + traced.peak + 0.8 * GIB
-    assert dry_run.memory_on_gpu(replace(state, name="ZeRO-3"), traced, settings, planning) > needed, "gathered weights"
+    assert dry_run.memory_on_gpu(replace(state, stage=3), traced, settings, planning) > needed, "gathered weights"

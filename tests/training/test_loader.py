@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dialogpt_ds.order.batches import MicroBatch, RankStep, Share
+from dialogpt_ds.order.batches import MicroBatch, RankSlice, RankStep
 from dialogpt_ds.order.mixture import MixtureKey, MixturePosition, order_state, position_from_state
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.loader import step_batches
@@ -38,7 +38,7 @@ def rows_of_stage(
     rows: dict[int, Row] = {}
     positions = set()
     for rank in range(stage.ranks):
-        share = Share(rank, stage.ranks, micro, stage.accumulation)
+        share = RankSlice(rank, stage.ranks, micro, stage.accumulation)
         steps = step_batches(directories, key, share, position, EOS, stage.workers)
         for number, step in enumerate(islice(steps, stage.steps)):
             assert isinstance(step, RankStep), step
@@ -137,7 +137,7 @@ def test_pinning_keeps_every_value(directory: ShardDirectory, monkeypatch: pytes
     import torch
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
-    step = next(step_batches([directory], key_of([directory]), Share(0, 1, 4, 2), MixturePosition.start(), EOS, 0))
+    step = next(step_batches([directory], key_of([directory]), RankSlice(0, 1, 4, 2), MixturePosition.start(), EOS, 0))
     assert isinstance(step, RankStep)
     pinned = step.pin_memory()
     for before, after in zip(step.micro_batches, pinned.micro_batches, strict=True):

@@ -14,8 +14,9 @@ from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.order.mixture import MixturePosition, order_state
 from dialogpt_ds.order.position import Position
-from dialogpt_ds.training import resume
-from dialogpt_ds.training.resume import check_fits, choose, first_look, lock_output, position_to_go_on_from
+from dialogpt_ds.training import rank_checks
+from dialogpt_ds.training.rank_checks import lock_output
+from dialogpt_ds.training.resume import check_fits, choose_checkpoint, position_to_resume_from, preview_resume
 from dialogpt_ds.training.settings import Settings, prepare
 from tests.helpers.append_only import append_only
 from tests.helpers.data_tasks import renames_error, shared_disk_error
@@ -57,11 +58,11 @@ def write_checkpoint(settings: Settings, step: int) -> Path:
 
 def test_the_newest_is_taken_or_the_one_that_is_named(small_world: SmallWorld, tmp_path: Path) -> None:
     settings = settings_of(small_world, tmp_path)
-    assert first_look(settings) is None
+    assert preview_resume(settings) is None
     for step in (10, 20):
         write_checkpoint(settings, step)
-    assert first_look(settings) == 20
-    assert first_look(settings_of(small_world, tmp_path, "--continue_from", "10")) == 10
+    assert preview_resume(settings) == 20
+    assert preview_resume(settings_of(small_world, tmp_path, "--continue_from", "10")) == 10
 
 
 @pytest.mark.parametrize(
@@ -83,27 +84,27 @@ def test_what_does_not_fit_is_said_before_anything_starts(
 ) -> None:
     write_checkpoint(settings_of(small_world, tmp_path), 10)
     with pytest.raises(UserError, match=message):
-        first_look(settings_of(small_world, tmp_path, *options))
+        preview_resume(settings_of(small_world, tmp_path, *options))
 
 
 def test_must_insists_on_a_checkpoint(small_world: SmallWorld, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--resume must, but .* has no complete checkpoint: is --output_dir"):
-        first_look(settings_of(small_world, tmp_path, "--resume", "must"))
+        preview_resume(settings_of(small_world, tmp_path, "--resume", "must"))
 
 
 def test_another_order_can_be_accepted(small_world: SmallWorld, tmp_path: Path) -> None:
     before = settings_of(small_world, tmp_path)
     write_checkpoint(before, 10)
     order = Summary.read(CheckpointFolder(before.output_dir).path(10)).order
-    position, differences = position_to_go_on_from(before, order)
+    position, differences = position_to_resume_from(before, order)
     assert (position.row, differences) == (10, [])
     settings = settings_of(small_world, tmp_path, "--seed", "7", "--changed_order", "restart")
-    assert first_look(settings) == 10
-    position, differences = position_to_go_on_from(settings, order)
+    assert preview_resume(settings) == 10
+    position, differences = position_to_resume_from(settings, order)
     assert position == MixturePosition.start(1)
     assert differences == ["seed: checkpoint 42, now 7"]
     unchanged = settings_of(small_world, tmp_path, "--changed_order", "restart")
-    assert position_to_go_on_from(unchanged, order)[0].row == 10, "an order that is the same goes on where it was"
+    assert position_to_resume_from(unchanged, order)[0].row == 10, "an order that is the same goes on where it was"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_what_can_not_be_bridged_says_what_is_possible(small_world: SmallWorld, 
     with pytest.raises(
         UserError, match=r"processes: checkpoint 1, now 2\n.*the checkpoint has optimizer Lamb; only.*Adam.*\nGo on as"
     ):
-        first_look(settings_of(small_world, tmp_path, world=2, **lamb))
+        preview_resume(settings_of(small_world, tmp_path, world=2, **lamb))
 
 
 def damage(path: Path, how: str) -> None:
@@ -162,7 +163,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_taken(
     CheckpointFolder(settings.output_dir).point("best", 20)
     damage(newest / file, how)
     said: list[str] = []
-    choice = choose(settings, CPU, said.append)
+    choice = choose_checkpoint(settings, CPU, said.append)
     assert choice is not None
     assert choice.step == 10
     assert len(said) == 1
@@ -179,7 +180,7 @@ def test_a_run_never_starts_anew_over_damaged_checkpoints(small_world: SmallWorl
     for step in (10, 20):
         damage(write_checkpoint(settings, step) / "weights.pt", "flipped")
     with pytest.raises(UserError, match=r"step-00000020 is damaged: (.|\n)*step-00000010 is damaged(.|\n)*no other to go on from"):
-        choose(settings, CPU, print)
+        choose_checkpoint(settings, CPU, print)
     assert CheckpointFolder(settings.output_dir).steps() == [10, 20], "and leaves them where they are"
 
 
@@ -189,16 +190,16 @@ def test_the_one_that_is_named_is_not_replaced_by_another(small_world: SmallWorl
         write_checkpoint(settings, step)
     damage(CheckpointFolder(settings.output_dir).path(20) / "weights.pt", "flipped")
     with pytest.raises(UserError, match="step-00000020 is damaged"):
-        choose(settings_of(small_world, tmp_path, "--continue_from", "20"), CPU, print)
+        choose_checkpoint(settings_of(small_world, tmp_path, "--continue_from", "20"), CPU, print)
 
 
 def test_two_runs_on_one_output_directory(small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(small_world, tmp_path)
     settings.output_dir.mkdir()
-    monkeypatch.setattr(resume, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(rank_checks, "LOCK_SECONDS", 0.1)
     with FileLock(settings.output_dir / ".lock"), pytest.raises(UserError, match="another run is at work in it"):
-        lock_output(settings)
-    lock_output(settings).release()
+        lock_output(settings.output_dir)
+    lock_output(settings.output_dir).release()
 
 
 def test_the_summary_says_what_a_checkpoint_is_of(small_world: SmallWorld, tmp_path: Path) -> None:

@@ -1,18 +1,13 @@
 """Learning-rate schedules against values worked out by hand from DialoGPT's formulas."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from dialogpt_ds.config.schedule import peak, rate
+from dialogpt_ds.config.schedule import SCHEDULES, Schedule
 
-DIALOGPT = {
-    "learning_rate": 1e-5,
-    "warmup_steps": 16_000,
-    "warmup_proportion": 0.1,
-    "num_steps": 1_000_000,
-    "width": 768,
-}
+DIALOGPT = Schedule("", learning_rate=1e-5, warmup_steps=16_000, warmup_proportion=0.1, num_steps=1_000_000, width=768)
 
 
 @pytest.mark.parametrize(
@@ -39,20 +34,30 @@ DIALOGPT = {
     ],
 )
 def test_golden_values(name: str, step: int, expected: float) -> None:
-    assert rate(name, step, **DIALOGPT) == pytest.approx(expected, rel=1e-6, abs=1e-15)  # type: ignore[arg-type]
+    assert replace(DIALOGPT, name=name).rate(step) == pytest.approx(expected, rel=1e-6, abs=1e-15)
 
 
-@pytest.mark.parametrize("name", ["noam", "noamwd", "BERT", "None", "cosine"])
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_the_first_step_moves_and_no_step_climbs_uphill(name: str) -> None:
-    settings = DIALOGPT | {"num_steps": 500, "warmup_steps": 50}
-    rates = [rate(name, step, **settings) for step in range(1, 520)]  # type: ignore[arg-type]
+    schedule = replace(DIALOGPT, name=name, num_steps=500, warmup_steps=50)
+    rates = [schedule.rate(step) for step in range(1, 520)]
     assert rates[0] > 0
     assert all(value >= 0 and math.isfinite(value) for value in rates)
 
 
-@pytest.mark.parametrize("name", ["noam", "noamwd", "BERT", "None", "cosine"])
-@pytest.mark.parametrize("warmup", [0, 1, 30, 5_000])
-def test_the_peak_in_the_table_is_the_peak_of_the_run(name: str, warmup: int) -> None:
-    settings = DIALOGPT | {"num_steps": 700, "warmup_steps": warmup}
-    highest = max(rate(name, step, **settings) for step in range(1, 701))  # type: ignore[arg-type]
-    assert peak(name, **settings)[0] == pytest.approx(highest)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "warmup", "expected"),
+    [
+        ("noam", 30, 30),
+        ("noam", 5_000, 700),
+        ("noamwd", 30, 30),
+        ("noamwd", 5_000, 499),
+        ("BERT", 30, 69),
+        ("None", 30, 1),
+        ("cosine", 0, 1),
+        ("cosine", 30, 30),
+    ],
+)
+def test_the_peak_is_the_highest_rate_of_the_run_and_its_first_step(name: str, warmup: int, expected: int) -> None:
+    schedule = replace(DIALOGPT, name=name, num_steps=700, warmup_steps=warmup)
+    assert schedule.peak() == (schedule.rate(expected), expected)
