@@ -1,13 +1,10 @@
 """What is on the dashboard, as plain data: sections of panels, a panel's metrics share a unit and so an axis."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from dialogpt_ds.logs.metrics import METRICS, REPLIES_TABLE, SECTIONS, SOURCE_EPOCHS, Section, metric_of
-from dialogpt_ds.order.batches import TURN_GROUPS
-
-NOISY = 0.9
-"""Smoothing for what jumps from step to step: the weight of what came before in an exponential mean; the raw curve stays behind it."""
 
 
 @dataclass(frozen=True)
@@ -45,65 +42,30 @@ class DashboardSection:
     """Key of a table that is shown after the panels; its last version of each run."""
 
 
-def _by_turn(metric: str) -> tuple[str, ...]:
-    return tuple(f"{metric}_{group}" for group in TURN_GROUPS)
+COMPARED = {"Evaluation loss by turn": Panel("Training and evaluation loss", ("loss", "eval_loss"))}
+"""Panels of metrics that have one of their own as well, by the title of the panel that they follow."""
 
 
-_PANELS: dict[Section, tuple[Panel, ...]] = {
-    "Training": (
-        Panel("Loss", ("loss",), smoothing=NOISY),
-        Panel("Perplexity", ("ppl",), axis="log", smoothing=NOISY),
-        Panel("Loss by turn", _by_turn("loss"), smoothing=NOISY),
-        Panel("Learning rate", ("lr",)),
-    ),
-    "Throughput": (
-        Panel("Tokens per second", ("tokens_per_second", "target_tokens_per_second"), smoothing=NOISY),
-        Panel("Share of the devices' peak (MFU)", ("mfu",), smoothing=NOISY),
-        Panel("Share of the step spent waiting for data", ("data_wait_share",), smoothing=NOISY),
-        Panel(
-            "Seconds of a step and its parts",
-            ("seconds_per_step", "seconds_data", "seconds_forward", "seconds_backward", "seconds_optimizer"),
-            smoothing=NOISY,
-        ),
-        Panel("Memory", ("gpu_memory_gib", "gpu_reserved_gib", "peak_memory_gib", "host_memory_gib")),
-        Panel("Full memory", ("gpu_alloc_retries",)),
-        Panel("Time left", ("seconds_left",)),
-    ),
-    "Stability": (
-        Panel("Gradient norm before clipping", ("grad_norm",), axis="log", smoothing=NOISY),
-        Panel("Loss scale (fp16)", ("loss_scale",), axis="log"),
-        Panel("Skipped steps and loss spikes so far", ("skipped_steps", "loss_spikes")),
-        Panel("Seconds of a checkpoint", ("seconds_save",)),
-        Panel("Share of the time spent saving", ("save_share",)),
-        Panel("Checkpoints that could not be written", ("failed_saves",)),
-    ),
-    "Data": (
-        Panel("Epochs, and those of each source of a mixture", ("epoch",), pattern=f"^(epoch|{SOURCE_EPOCHS}[0-9]+)$"),
-        Panel("Tokens trained on", ("tokens_seen", "targets_seen")),
-        Panel("Rows trained on", ("rows_seen",)),
-        Panel("Padding", ("padding_share",), smoothing=NOISY),
-        Panel("Unreadable blocks that were left out", ("skipped_blocks",)),
-        Panel("Examples in unreadable blocks", ("skipped_examples",)),
-    ),
-    "Evaluation": (
-        Panel("Evaluation loss", ("eval_loss", "best_eval_loss")),
-        Panel("Evaluation perplexity", ("eval_ppl", "best_eval_ppl"), axis="log"),
-        Panel("Evaluation loss by turn", _by_turn("eval_loss")),
-        Panel("Training and evaluation loss", ("loss", "eval_loss")),
-        Panel("Seconds of evaluation and sample replies", ("seconds_evaluation", "seconds_replies")),
-    ),
-}
+def _panels_of(section: Section) -> Iterator[Panel]:
+    """Yield what METRICS says of a section's panels, each where its first metric stands."""
+    drawn = {name: metric for name, metric in METRICS.items() if metric.section == section and metric.panel}
+    for title in dict.fromkeys(metric.panel for metric in drawn.values()):
+        names = tuple(name for name, metric in drawn.items() if metric.panel == title)
+        first = METRICS[names[0]]
+        pattern = f"^(epoch|{SOURCE_EPOCHS}[0-9]+)$" if "epoch" in names else ""
+        yield Panel(title, names, "log" if first.log else "linear", first.smoothing, pattern)
+        if title in COMPARED:
+            yield COMPARED[title]
+
+
 DASHBOARD = tuple(
-    DashboardSection(name, _PANELS[name], columns=2, table=REPLIES_TABLE)
+    DashboardSection(name, tuple(_panels_of(name)), columns=2, table=REPLIES_TABLE)
     if name == "Evaluation"
-    else DashboardSection(name, _PANELS[name])
+    else DashboardSection(name, tuple(_panels_of(name)))
     for name in SECTIONS
 )
 """Everything on the dashboard, from its top to its bottom."""
-WITHOUT_PANEL = {
-    "best_eval_step": "a step and no curve: a column beside the runs",
-    "eval_targets": "the same at every evaluation of a data set",
-}
+WITHOUT_PANEL = {name: metric.why_none for name, metric in METRICS.items() if not metric.panel}
 """Metrics without a panel, and why."""
 CONFIG_COLUMNS = (
     *("model_name_or_path", "num_parameters", "learning_rate", "rows_per_step", "zero_stage", "precision", "machine.processes"),
