@@ -83,4 +83,4 @@ def test_memory_is_states_a_micro_batch_buffers_and_cuda(small_world: SmallWorld
     state = next(state for state in model_states(1_000, 100, 8, 1, "fp16") if state.name == "ZeRO-1")
     needed = dry_run.memory_on_gpu(state, traced, settings, planning)
     assert needed > state.device + traced.peak + 0.8 * GIB
-    assert dry_run.memory_on_gpu(replace(state, name="ZeRO-3"), traced, settings, planning) > needed, "gathered weights"
+    assert dry_run.memory_on_gpu(replace(state, stage=3), traced, settings, planning) > needed, "gathered weights"
