@@ -178,7 +178,7 @@ class CheckpointFolder:
         return target
 
     def leave_behind(self, step: int) -> list[str]:
-        """Set the checkpoints after `step` aside, which is gone on from: they belong to another history; returns their new names."""
+        """Set the checkpoints after `step` aside, which is resumed from: they belong to another history; returns their new names."""
         left = [self.set_aside(later, LEFT).name for later in self.steps() if later > step]
         self.point(LATEST, step)
         return left

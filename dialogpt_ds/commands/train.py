@@ -117,7 +117,7 @@ def _say(warnings: list[str]) -> None:
 
 
 def check_machine(settings: "Settings", on_cpu_by_choice: bool) -> list[str]:
-    """Look at this machine as far as that takes milliseconds; returns what a person should be warned of, or told.
+    """Look at this machine as far as that takes milliseconds; returns warnings and notes.
 
     Raises:
         UserError: the run would fail here; all reasons at once.

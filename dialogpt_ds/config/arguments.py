@@ -84,7 +84,7 @@ class TrainingArguments:
     deterministic: bool = False
     """Compute on a GPU with kernels that give the same bits each time (some of attention's are slower); a CPU does so without."""
     max_skipped_steps: int = 20
-    """Updates in a row that may be left out for gradients that are not finite; one more ends the run (fp16: at least as many as
+    """Updates in a row that may be skipped for gradients that are not finite; one more ends the run (fp16: at least as many as
     the loss scale needs to come down from where it starts)."""
     deepspeed_config: str = option("", "--deepspeed")
     """DeepSpeed JSON, see ds_configs/; without it ZeRO stage 1 in the precision that fp16 says."""

@@ -20,7 +20,7 @@ def share_cores(ranks_here: int) -> str:
         ranks_here: the run's processes on this host.
 
     Returns:
-        What a person should be told, or "".
+        A note for the user, or "".
     """
     of_torchrun = _is_torchruns()
     if CORES_VARIABLE in os.environ and not of_torchrun:

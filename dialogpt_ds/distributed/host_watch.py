@@ -70,7 +70,7 @@ class HostWatch:
                 peer.close()
 
     def connect(self) -> list[str]:
-        """Begin to watch. Collective: every rank must call. Returns what a person should be told: hosts that there is no line to."""
+        """Begin to watch. Collective: every rank must call. Returns notes for the user: hosts that there is no line to."""
         hosts = self._hosts()
         if len(hosts) == 1 and spans_hosts(self._world) and self._timeout:
             return [

@@ -44,7 +44,7 @@ class LaunchedRank:
 
 
 def launch_problems(rank: LaunchedRank) -> tuple[list[str], list[str]]:
-    """Return what would make the run fail on this host, and what a person should be warned of.
+    """Return what would make the run fail on this host, and warnings.
 
     Problems are looked for by every rank, warnings by the first on each host. No ssh, no network; torch must be imported already.
     """

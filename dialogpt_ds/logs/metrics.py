@@ -104,9 +104,7 @@ STEP_METRICS: dict[str, Metric] = {
     "targets_seen": Metric("Data", "tokens", "learned so far", "Tokens trained on"),
     "rows_seen": Metric("Data", "rows", "trained on so far", "Rows trained on"),
     "padding_share": Metric("Data", "share", "places of the step's rows that hold padding", "Padding", NOISY),
-    "skipped_blocks": Metric(
-        "Data", "blocks", "left out so far because they can't be read", "Unreadable blocks that were left out"
-    ),
+    "skipped_blocks": Metric("Data", "blocks", "skipped so far because they can't be read", "Unreadable blocks that were skipped"),
     "skipped_examples": Metric("Data", "examples", "in those blocks", "Examples in unreadable blocks"),
 }
 """A row of each optimizer step."""

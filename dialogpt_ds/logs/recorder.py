@@ -80,7 +80,7 @@ class Recorder:
                 self._leave_out(sink, error)
 
     def finish_wandb(self, exit_code: int, hurry: bool, model: Path | None) -> list[str]:
-        """End the wandb run, waiting for its server for a bounded time; returns what a person should be told.
+        """End the wandb run, waiting for its server for a bounded time; returns notes for the user.
 
         Args:
             exit_code: of this run.

@@ -64,7 +64,7 @@ class WandbRun:
             arguments: of the command line.
             output_dir: of the run; wandb's own folder is made in it.
             facts: returns what wandb shows as its configuration; asked in wandb's thread, since it may read from a remote place.
-            run_id: that of the checkpoint that is gone on from.
+            run_id: that of the checkpoint that is resumed from.
             first_step: its step, or 0.
         """
         self.mode: Mode = "offline"

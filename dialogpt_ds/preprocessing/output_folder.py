@@ -100,7 +100,7 @@ class Workplace:
         )
 
     def begin(self, configuration: dict[str, Any], share: PartShare) -> str:
-        """Make the folder ready for this configuration; returns what a person should be told. Shares of one input take turns.
+        """Make the folder ready for this configuration; returns notes for the user. Shares of one input take turns.
 
         Raises:
             UserError: as `_begin` does, or a run that makes shards is at work here.

@@ -34,7 +34,7 @@ class TrainingData:
 
     @property
     def num_skipped_blocks(self) -> int:
-        """Blocks left out so far because they can't be read."""
+        """Blocks skipped so far because they can't be read."""
         return sum(len(blocks) for blocks in self.position.skipped)
 
     @property
@@ -44,7 +44,7 @@ class TrainingData:
         return sum(int(directories[n].index.examples[s.block]) for n, skips in enumerate(self.position.skipped) for s in skips)
 
     def next_step(self) -> tuple[RankStep, list[str]]:
-        """Return this rank's share of the next optimizer step, and what a person should be told. Collective: every rank must call.
+        """Return this rank's share of the next optimizer step, and notes for the user. Collective: every rank must call.
 
         A rank that can't read its rows says so before anybody computes. Then all stop with its message, or all leave out the same
         blocks from the same row on and ask again.
@@ -120,7 +120,7 @@ class TrainingData:
         directories = self.settings.directories
         examples = sum(int(directories[b.source].index.examples[b.block]) for b in blocks)
         return (
-            f"warning: {len(blocks):,} of {sum(d.num_blocks for d in directories):,} blocks can't be read and are left out from here on, "
+            f"warning: {len(blocks):,} of {sum(d.num_blocks for d in directories):,} blocks can't be read and are skipped from here on, "
             f"{examples:,} examples; {self.num_skipped_blocks:,} blocks with {self.num_skipped_examples:,} examples in all:\n"
             f"{_messages(blocks)}"
         )

@@ -1,4 +1,4 @@
-"""Steps that go wrong: a loss that is no number, updates left out one after another, a loss that jumps."""
+"""Steps that go wrong: a loss that is not finite, updates skipped one after another, a loss that jumps."""
 
 import math
 from collections.abc import Callable
@@ -94,18 +94,18 @@ class DivergenceWatch:
         if not result.applied and scale.lowest is not None and scale.before <= scale.lowest:
             return f"gradients overflow fp16 at the lowest loss scale, {scale.lowest:g}, so no update is possible"
         if self.state.skips_in_a_row > self.limit:
-            return f"{self.state.skips_in_a_row:,} updates in a row were left out, because gradients were not finite"
+            return f"{self.state.skips_in_a_row:,} updates in a row were skipped, because gradients were not finite"
         return None
 
     def _warning_of_a_skip(self, scale: Scale) -> str | None:
-        """Return a line for an update that was left out; fp16's scaler does that by design while it looks for its scale."""
+        """Return a line for an update that was skipped; fp16's scaler does that by design while it looks for its scale."""
         step, count = self.state.global_step, self.state.skips_in_a_row
         if self.settings.precision != "fp16":
-            return f"warning: the gradient of step {step:,} is not finite; its update was left out on all ranks"
+            return f"warning: the gradient of step {step:,} is not finite; its update was skipped on all ranks"
         if count < 5 or count & (count - 1):  # at 8, 16, 32, ... in a row
             return None
         return (
-            f"warning: {count} updates in a row were left out, because gradients overflow fp16; its loss scale is {scale.after:g} now "
+            f"warning: {count} updates in a row were skipped, because gradients overflow fp16; its loss scale is {scale.after:g} now "
             f"(the run ends after {self.limit:,})"
         )
 
@@ -131,7 +131,7 @@ class DivergenceWatch:
 
 
 def allowed_skips(settings: Settings) -> int:
-    """Return how many updates in a row may be left out: --max_skipped_steps, and all that fp16's loss scale needs to come down."""
+    """Return how many updates in a row may be skipped: --max_skipped_steps, and all that fp16's loss scale needs to come down."""
     fp16 = settings.deepspeed.get("fp16", {})
     if settings.precision != "fp16" or fp16.get("loss_scale"):
         return settings.arguments.max_skipped_steps
@@ -157,7 +157,7 @@ def divergence_error(
 
     Args:
         found: what happened, where.
-        engine: as it is after the step, whose update was left out.
+        engine: as it is after the step, whose update was skipped.
         settings: of the run.
         device: of this rank's tensors.
         beat: told of each row, so that the search is not taken for a hang.
@@ -214,7 +214,7 @@ def _rows_again(
 
 
 def _weights_are_broken(engine: Engine, device: torch.device) -> bool:
-    """Return whether some rank holds a weight that is no number. Collective: every rank must call."""
+    """Return whether some rank holds a weight that is not finite. Collective: every rank must call."""
     broken = any(not bool(torch.isfinite(part).all()) for part in parts_here(engine.module.parameters()))
     return bool(gather_reports(True if broken else None, device))
 
@@ -243,12 +243,12 @@ def _losses_of_rows(
 
 
 def _lines(rows: list[RowLoss], weights_are_broken: bool) -> list[str]:
-    """Return what to say of the rows: those whose loss is no number, else those with the highest."""
+    """Return what to say of the rows: those whose loss is not finite, else those with the highest."""
     broken = [row for row in rows if not math.isfinite(row.loss)]
     if len(broken) == len(rows) and (weights_are_broken or len(rows) > 1):
-        return [f"all {len(rows):,} rows have a loss that is no number: it is the weights that are broken, not the data"]
+        return [f"all {len(rows):,} rows have a loss that is not finite: it is the weights that are broken, not the data"]
     if broken:
-        head = f"{len(broken):,} of {len(rows):,} rows have a loss that is no number:"
+        head = f"{len(broken):,} of {len(rows):,} rows have a loss that is not finite:"
     else:
         head = f"all {len(rows):,} rows have a finite loss, {min(r.loss for r in rows):.4f} at least; the highest:"
     shown = sorted(broken or rows, key=lambda row: (-row.loss if math.isfinite(row.loss) else 0.0, row.row))[:SHOWN_ROWS]

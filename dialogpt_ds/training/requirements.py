@@ -19,7 +19,7 @@ def check_requirements(precision: str, deepspeed: dict[str, Any]) -> str | None:
         deepspeed: the final DeepSpeed configuration.
 
     Returns:
-        What a person should be warned of, or None.
+        A warning, or None.
 
     Raises:
         UserError: it can't; names all that is missing, and the ways out.

@@ -23,7 +23,7 @@ ADAM = ("adam", "adamw", "torch_adam")
 
 @dataclass(frozen=True)
 class ResumeChoice:
-    """The checkpoint that a run goes on from."""
+    """The checkpoint that a run is resumed from."""
 
     summary: Summary
     bridged: bool
@@ -36,7 +36,7 @@ class ResumeChoice:
 
 
 def candidates(settings: Settings, folder: CheckpointFolder) -> list[int]:
-    """Return the steps that the run could go on from, the preferred one first.
+    """Return the steps that the run could be resumed from, the preferred one first.
 
     Raises:
         UserError: what `--resume` and `--continue_from` ask for isn't there.
@@ -64,7 +64,7 @@ def preview_resume(settings: Settings) -> int | None:
     """Check what this process alone can, before the ranks come together; returns the step of the preferred checkpoint that can be read.
 
     Raises:
-        UserError: there is nothing to go on from that was asked for, or it doesn't fit this run.
+        UserError: there is nothing to resume from that was asked for, or it doesn't fit this run.
     """
     folder = CheckpointFolder(settings.output_dir)
     try:
@@ -84,7 +84,7 @@ def preview_resume(settings: Settings) -> int | None:
 
 
 def choose_checkpoint(settings: Settings, device: torch.device, say: Callable[[str], None]) -> ResumeChoice | None:
-    """Return the checkpoint to go on from, every byte of it compared with its checksum. Collective: every rank must call.
+    """Return the checkpoint to resume from, every byte of it compared with its checksum. Collective: every rank must call.
 
     One that is damaged is set aside, and the one before it is taken.
 
@@ -202,7 +202,7 @@ class ResumePoint:
     path: Path | None
     """The folder to load: the checkpoint, or its conversion."""
     notes: list[str] = field(default_factory=list)
-    """What a person should be told; of rank 0 alone."""
+    """Notes for the user; of rank 0 alone."""
 
 
 def prepare_resume(settings: Settings, watch: HangWatch, device: torch.device) -> ResumePoint:

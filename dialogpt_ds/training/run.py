@@ -97,7 +97,7 @@ def abort_rank(error: Exception, rank: int, verbose: bool, contact: HostWatch) -
         if verbose:
             print(without_secrets(traceback.format_exc()), file=sys.stderr)
     else:
-        print(f"run failed: rank {rank} met an error that nobody foresaw:", file=sys.stderr)
+        print(f"run failed: rank {rank} met an unexpected error:", file=sys.stderr)
         print(without_secrets(traceback.format_exc()), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -34,7 +34,7 @@ class ProgressState:
     """Tokens with padding: rows * max_seq_length."""
     epoch_seconds: float = 0.0
     skips_in_a_row: int = 0
-    """Updates left out since the last one that was made."""
+    """Updates skipped since the last one that was made."""
     last_good_loss: float | None = None
     """Of the last step whose update was made."""
     last_good_step: int = 0

@@ -27,7 +27,7 @@ from tests.gpu.common import (
 )
 
 HALF = 3
-"""Steps before the checkpoint that is gone on from, and after it."""
+"""Steps before the checkpoint that is resumed from, and after it."""
 RESUMED, CONVERTED, OF_STAGES = 1e-3, 5e-3, 2e-2
 """Largest difference of a loss of about 10: after a resume, in another stage from a checkpoint on, and between stages from the start."""
 CPU = {"device": "cpu"}

@@ -87,7 +87,7 @@ def test_skipping_leaves_out_the_same_on_all_ranks_and_at_any_number_of_them(
     assert all(len(result["said"]) == 2 for result in results), "one warning for each window"
     assert "warning: 1 of " in results[0]["said"][0]
     assert (
-        "blocks can't be read and are left out from here on, 5 examples; 1 blocks with 5 examples in all:" in results[0]["said"][0]
+        "blocks can't be read and are skipped from here on, 5 examples; 1 blocks with 5 examples in all:" in results[0]["said"][0]
     )
     assert "3 blocks with 15 examples in all:" in results[0]["said"][1]
     alone = one_process(small_world, copies[1].folder, tmp_path, options)

@@ -47,12 +47,12 @@ def test_skips_in_a_row_end_the_run_and_an_update_between_them_does_not(small_wo
         for _ in range(3):
             end, warning = judged(watch, result(5.0, float("nan"), applied=False))
             assert end is None
-            assert "its update was left out on all ranks" in str(warning)
+            assert "its update was skipped on all ranks" in str(warning)
         assert judged(watch, result(4.5)) == (None, None)
     ends = [judged(watch, result(5.0, float("inf"), applied=False))[0] for _ in range(4)]
     assert ends[:3] == [None] * 3
     assert ends[3] == (
-        "4 updates in a row were left out, because gradients were not finite (loss 5.0000, gradient norm inf, learning rate 1.000e-03); "
+        "4 updates in a row were skipped, because gradients were not finite (loss 5.0000, gradient norm inf, learning rate 1.000e-03); "
         "the last good loss was 4.5000 at step 17"
     )
 
@@ -133,7 +133,7 @@ def test_a_loss_that_is_no_number_names_the_rows_it_comes_from(
     assert ends[1]["code"] == said, "all ranks end together, with the same words"
     assert re.search(r"step \d+: training has diverged: the loss is nan \(loss nan, gradient norm .*\)", said), said
     assert re.search(r"the last good loss was \d\.\d+ at step \d+|there was no good step before", said)
-    assert re.search(r"[1-3] of 8 rows have a loss that is no number:\n  row \d: loss nan: ", said)
+    assert re.search(r"[1-3] of 8 rows have a loss that is not finite:\n  row \d: loss nan: ", said)
     where = re.findall(r"shard-000000\.tar examples ([\d: ]+)", said)
     found = {name for listed in where for name in listed.split()}
     assert found & set(names), (said, names)
@@ -148,7 +148,7 @@ def test_weights_that_are_no_numbers_are_told_from_bad_rows(two_ranks: RankPool,
             "--output_dir", str(tmp_path / "out"), "--deepspeed_config", rank_tasks.write_deepspeed(tmp_path, 0, "fp32"),
             "--lr_schedule", "None", "--learning_rate", "1e30"]  # fmt: skip
     said = str(two_ranks.run(whole_run, argv)[0]["code"])
-    assert "all 8 rows have a loss that is no number: it is the weights that are broken, not the data" in said
+    assert "all 8 rows have a loss that is not finite: it is the weights that are broken, not the data" in said
     assert "no checkpoint has been saved yet" in said
 
 
@@ -157,7 +157,7 @@ def test_weights_that_are_no_numbers_are_told_from_bad_rows(two_ranks: RankPool,
     [
         (0, {"initial_scale_power": 24, "min_loss_scale": 2**24}, "gradients overflow fp16 at the lowest loss scale, 1.67772e+07"),
         (2, {"initial_scale_power": 24, "min_loss_scale": 2**24}, "gradients overflow fp16 at the lowest loss scale, 1.67772e+07"),
-        (3, {"loss_scale": 2.0**28}, "4 updates in a row were left out, because gradients were not finite"),
+        (3, {"loss_scale": 2.0**28}, "4 updates in a row were skipped, because gradients were not finite"),
     ],
 )
 def test_fp16_that_can_make_no_update_ends_with_the_reason(

@@ -1,4 +1,4 @@
-"""What a run goes on from: what fits, what doesn't and which option accepts it, and what is damaged."""
+"""What a run is resumed from: what fits, what doesn't and which option accepts it, and what is damaged."""
 
 import json
 from pathlib import Path
