@@ -134,7 +134,5 @@ class _ModelFolder:
             if again:
                 self.say(f"{file.name}: {problem}{again}")
         path.unlink()
-        raise RunError(
-            f"{file.name} of {release.hub_id} is not what the hub says it is, and was deleted: {problem}. It was fetched twice. A mirror "
-            f"or a proxy may alter it: set HF_ENDPOINT to another place than {constants.ENDPOINT}."
-        )
+        by = f"It was fetched twice. A mirror or a proxy may alter it: set HF_ENDPOINT to another place than {constants.ENDPOINT}."
+        raise RunError(f"{file.name} of {release.hub_id} is not what the hub says it is, and was deleted: {problem}. {by}")

@@ -23,14 +23,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import logging, tqdm
+from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils import tqdm
 from huggingface_hub.utils.sha import git_hash
 
 from dialogpt_ds.commandline import Say
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.files import replace_text, sha256_of_file
 
-Answer = TypeVar("Answer")
+_Answer = TypeVar("_Answer")
 RECORD = "fetched_from.json"
 """Written last into a fetched folder; a folder without it is somebody's own."""
 WAY_OUT = "move the folder away, or name another --data_folder"
@@ -54,7 +55,7 @@ OPTIONAL_FILES = (
 
 # Plain HTTP, which every mirror has: Xet asks further hosts, which whoever needs a mirror often can't reach.
 constants.HF_HUB_DISABLE_XET = True
-logging.set_verbosity_error()  # its warnings hold signed addresses of files
+hub_logging.set_verbosity_error()  # its warnings hold signed addresses of files
 
 
 class HubUnreachableError(UserError):
@@ -194,7 +195,7 @@ def download(release: Release, name: str, folder: Path, say: Say) -> None:
     _patiently(ask, release.hub_id, release.commit, say, f"{name} of {release.hub_id} broke off")
 
 
-def _patiently(ask: Callable[[], Answer], hub_id: str, revision: str, say: Say, broken: str = "") -> Answer:
+def _patiently(ask: Callable[[], _Answer], hub_id: str, revision: str, say: Say, broken: str = "") -> _Answer:
     """Ask the hub, and again after an error that may pass; `broken` begins what is said of a transfer."""
     attempt = 1
     while True:
@@ -217,7 +218,7 @@ def _patiently(ask: Callable[[], Answer], hub_id: str, revision: str, say: Say, 
 def _reason(error: BaseException, broken: str) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"{constants.ENDPOINT} answers {error.response.status_code}"
-    said = (str(error).splitlines() or [type(error).__name__])[0]
+    said = (str(error).splitlines() or [type(error).__name__])[0].partition(" ((…)")[0]  # the end of a signed address follows
     return f"{broken} ({said})" if broken else said
 
 

@@ -423,6 +423,17 @@ def test_what_the_hub_refuses_is_said_and_the_others_are_fetched(hub: HubServer,
     assert (code, f"{SMALL} has no branch, tag or commit 'v2'" in err) == (2, True)
 
 
+def test_the_password_of_a_mirror_is_kept_nowhere(hub: HubServer, fetch: Command) -> None:
+    fetch.endpoint = hub.url.replace("http://", "http://reader:a-long-password@")
+    hub.failures = [503]
+    out = fetch.good("DialoGPT-small", impatient=True)
+    code, other, err = fetch("someone/nothing")
+    assert code == 2
+    assert "a-long-password" not in out + other + err
+    kept = [path for path in fetch.models.rglob("*") if path.is_file() and b"a-long-password" in path.read_bytes()]
+    assert kept == []
+
+
 def test_a_hub_that_answers_with_errors_is_asked_again(hub: HubServer, fetch: Command) -> None:
     hub.failures = [503, 429]
     out = fetch.good("DialoGPT-small", impatient=True)
