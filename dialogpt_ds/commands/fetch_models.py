@@ -1,7 +1,6 @@
 """The command that brings released models: launch/fetch_models.py and dialogpt-fetch."""
 
 import difflib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 
 from dialogpt_ds.commandline import make_folder, option, parse, run_command
 from dialogpt_ds.errors import EXIT_DONE, RunError, UserError
-from dialogpt_ds.model.weight_files import shapes_in
+from dialogpt_ds.redaction import without_secrets
 
 RELEASED = {
     **{name: f"microsoft/{name}" for name in ("DialoGPT-small", "DialoGPT-medium", "DialoGPT-large")},
@@ -53,18 +52,15 @@ def _fetch(argv: list[str] | None) -> int:
 
 def check_endpoint() -> None:
     """Refuse an HF_ENDPOINT that is no address, before huggingface_hub takes it as it is; raises UserError."""
-    endpoint = os.environ.get("HF_ENDPOINT")
-    if endpoint is None:
-        return
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         parts = urlsplit(endpoint)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # a port that is no number
         good = False
     if not good:
-        raise UserError(
-            f"environment variable HF_ENDPOINT {endpoint!r} is no address such as https://HOST: correct it, or unset it"
-        )
+        problem = "is no address such as https://HOST: correct it, or unset it"
+        raise UserError(f"environment variable HF_ENDPOINT {endpoint!r} {problem}")
 
 
 def _fetch_all(hub_ids: Sequence[str], revision: str | None, data_folder: Path) -> list[UserError | RunError]:
@@ -78,19 +74,19 @@ def _fetch_all(hub_ids: Sequence[str], revision: str | None, data_folder: Path) 
         try:
             if unreachable and not folder_of(hub_id, data_folder).exists():
                 raise unreachable  # without waiting for the hub once more
-            path, release = fetch_model(hub_id, revision, data_folder, check_weights, _say)
+            path, release = fetch_model(hub_id, revision, data_folder, _say)
         except (UserError, RunError) as error:
             unreachable = error if isinstance(error, HubUnreachableError) else unreachable
             failures.append(error)
             continue
-        size = f"{release.num_bytes / 1e6:,.1f} MB, {release.parameters / 1e6:,.1f} M parameters"
+        size = f"{sum(file.size for file in release.files) / 1e6:,.1f} MB, {release.parameters / 1e6:,.1f} M parameters"
         _say(f"{path}: {size}, {release.hub_id} at commit {release.commit[:12]}, all checksums right")
         _say(f"train with it: deepspeed --num_gpus 8 launch/train.py --model {path} ...")
     return failures
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(without_secrets(line), flush=True)
 
 
 def _summary(failures: Sequence[UserError | RunError], number: int) -> UserError | RunError:
@@ -144,55 +140,3 @@ def _unknown(name: str) -> str:
     near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, cutoff=0.5)]
     nearest = f"the nearest names are {', '.join(near)}" if near else f"the names are {', '.join(RELEASED)}"
     return f"model {name!r} is not known: {nearest}; any other model of the hub is given as OWNER/NAME"
-
-
-def check_weights(folder: Path, names: Sequence[str]) -> int:
-    """Open the weights among `names` without running anything that is in them; return their number of parameters.
-
-    A head that is tied to the embedding counts once, and GPT-2's stored masks of attention don't.
-
-    Raises:
-        RunError: a file can't be opened in this way, or an index names a file that is not there.
-    """
-    shapes: dict[str, Sequence[int]] = {}
-    for name in names:
-        path = folder / name
-        if name.endswith(".index.json"):
-            _check_index(path, names)
-        elif name.endswith((".safetensors", ".bin")):
-            try:
-                shapes |= shapes_in(path)
-            except Exception as error:  # a damaged or hostile file makes the readers raise anything
-                raise RunError(
-                    f"{path} can't be opened safely ({_detail(error)}), so the model is not used. {OTHER_MODEL}"
-                ) from error
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("tie_word_embeddings", True):
-        shapes.pop("lm_head.weight", None)
-    return sum(_product(shape) for name, shape in shapes.items() if not _is_mask(name, shape))
-
-
-OTHER_MODEL = "Its checksum is the hub's, so it was published like this: take another model or another --revision."
-
-
-def _check_index(path: Path, names: Sequence[str]) -> None:
-    missing = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()) - set(names))
-    if missing:
-        raise RunError(f"{path} names {', '.join(missing)}, which the repository does not have. {OTHER_MODEL}")
-
-
-def _detail(error: Exception) -> str:
-    """Return what the reader objects to: torch says it in one line among its advice to load without safety."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {next((line for line in lines if 'GLOBAL' in line), lines[0])}"
-
-
-def _product(shape: Sequence[int]) -> int:
-    number = 1
-    for size in shape:
-        number *= size
-    return number
-
-
-def _is_mask(name: str, shape: Sequence[int]) -> bool:
-    return name.endswith(".attn.masked_bias") or (name.endswith(".attn.bias") and len(shape) == 4)

@@ -189,7 +189,7 @@ class HubServer:
             start = int(match[1])
             if start >= len(content):
                 return _send(request, 416)
-        if self.flipped.get(asked.name, 0):
+        if request.command == "GET" and self.flipped.get(asked.name, 0):
             self.flipped[asked.name] -= 1
             content = content[:-1] + bytes([content[-1] ^ 1])
         request.send_response(206 if asked.range else 200)
