@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dialogpt_ds.order.mixture import GlobalBatch, MixturePosition
-from dialogpt_ds.order.ranges import ranges
+from dialogpt_ds.order.packing import ranges
 from dialogpt_ds.order.stream import Rows, Segment
 
 IGNORED_LABEL = -100

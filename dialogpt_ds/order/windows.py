@@ -8,10 +8,9 @@ from typing import TypeVar
 import numpy as np
 
 from dialogpt_ds.errors import RunError
-from dialogpt_ds.order.packing import Packing, count_rows, one_per_row, pack
+from dialogpt_ds.order.packing import Packing, count_rows, one_per_row, pack, ranges
 from dialogpt_ds.order.permutation import permutation
 from dialogpt_ds.order.position import OrderKey, Position, SkippedBlock
-from dialogpt_ds.order.ranges import ranges
 from dialogpt_ds.shards.blocks import Block, Shape, join_blocks
 from dialogpt_ds.shards.manifest import Index
 from dialogpt_ds.shards.reader import DamagedShardError, ShardDirectory

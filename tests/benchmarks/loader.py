@@ -24,7 +24,7 @@ from dialogpt_ds.order.mixture import MixtureKey, MixturePosition
 from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.order.windows import BLOCKS_PER_WINDOW
 from dialogpt_ds.shards.reader import ShardDirectory
-from dialogpt_ds.training.loader import step_batches
+from dialogpt_ds.training.data import step_batches
 from tests.benchmarks.made_up import LIMIT, VOCABULARY, write_shards
 
 ROWS = 64

@@ -16,7 +16,7 @@ import torch
 from dialogpt_ds.order.batches import RankSlice
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.shards.reader import ShardDirectory
-from dialogpt_ds.training.loader import Failure, step_batches
+from dialogpt_ds.training.data import Failure, step_batches
 from tests.helpers.streams import EOS, key_of
 
 LARGE = 20_000

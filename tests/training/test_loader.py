@@ -11,7 +11,7 @@ import pytest
 from dialogpt_ds.order.batches import MicroBatch, RankSlice, RankStep
 from dialogpt_ds.order.mixture import MixtureKey, MixturePosition, order_state, position_from_state
 from dialogpt_ds.shards.reader import ShardDirectory
-from dialogpt_ds.training.loader import step_batches
+from dialogpt_ds.training.data import step_batches
 from tests.conftest import ROOT
 from tests.helpers.streams import EOS, Row, directory_of, epoch_rows, first_rows, key_of, mixture_of
 
