@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dialogpt_ds.commandline import Parsed
 from dialogpt_ds.config.arguments import TrainingArguments
-from dialogpt_ds.config.batch import BatchSizes, resolve_batch
+from dialogpt_ds.config.batch import resolve_batch
 from dialogpt_ds.config.configuration import Configuration, resolve
 from dialogpt_ds.doctor.facts import HostFacts
 from dialogpt_ds.doctor.report import Finding, ok, problem
@@ -60,20 +60,18 @@ def ranks_of(arguments: DoctorArguments, hosts: Sequence[Host], seen: Sequence[t
     return {"": arguments.num_gpus or visible or 1}
 
 
-def batch_findings(
-    parsed: Parsed[DoctorArguments], configuration: Configuration, world_size: int
-) -> tuple[list[Finding], BatchSizes | None]:
+def batch_findings(parsed: Parsed[DoctorArguments], configuration: Configuration, world_size: int) -> list[Finding]:
     """Divide the batch over the processes as the trainer does it."""
     arguments = parsed.arguments
     processes = f"{world_size:,} process{'es' * (world_size != 1)}"
     if arguments.expect_world_size is not None and arguments.expect_world_size != world_size:
         text = f"--expect_world_size {arguments.expect_world_size}, but the hostfile or --num_gpus make it {processes}"
-        return [problem(BATCH, text, "correct one of them")], None
+        return [problem(BATCH, text, "correct one of them")]
     try:
         batch = resolve_batch(
             arguments.train_batch_size, arguments.gradient_accumulation_steps, parsed.explicit, configuration.deepspeed, world_size
         )
     except UserError as error:
-        return [problem(BATCH, str(error))], None
+        return [problem(BATCH, str(error))]
     text = f"{processes} x {batch.accumulation} micro-batches of {batch.micro} = {batch.train:,} rows a step"
-    return [ok(BATCH, text)], batch
+    return [ok(BATCH, text)]

@@ -144,7 +144,7 @@ class Examination:
         report.check(run_inputs.TOKENIZER, run_inputs.tokenizer_findings)
         world_size = sum(self.ranks.values())
         if known is not None:
-            report.check(configuration.BATCH, lambda: configuration.batch_findings(self.parsed, known, world_size)[0])
+            report.check(configuration.BATCH, lambda: configuration.batch_findings(self.parsed, known, world_size))
             report.check(run_inputs.DATA, lambda: run_inputs.data_findings(self.parsed, world_size), IMPORT_SECONDS)
             if size is not None and self.survey.seen:
                 report.check(gpus.FIT, lambda: gpus.fit_findings(self.survey.seen, self.ranks, known, size))

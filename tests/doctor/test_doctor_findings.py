@@ -17,6 +17,8 @@ from dialogpt_ds.doctor.host_facts import gpu_of_line
 from dialogpt_ds.doctor.report import Finding, Report, ok, problem, warning
 from dialogpt_ds.doctor.run_inputs import ModelSize
 from dialogpt_ds.doctor.tasks import Clock
+from dialogpt_ds.hardware import CpuRates
+from dialogpt_ds.launching.machine_facts import DeviceFacts, NvmeFolder
 from tests.doctor.made_up import A100, GIB, NODE, RANKS, V100, levels, node, only, pair
 
 
@@ -41,6 +43,10 @@ def test_nothing_is_wrong_with_two_equal_hosts() -> None:
 
 def test_facts_survive_the_way_over_ssh_and_a_talkative_shell() -> None:
     assert facts_in(f"Welcome to worker-1!\n{to_line(NODE)}\nbye\n") == NODE
+    looked_at = node(
+        device=DeviceFacts("cpu", rates=CpuRates(fp32=2.0, bf16=1.0)), nvme_folders={"/nvme/run": NvmeFolder("/", True, False)}
+    )
+    assert facts_in(to_line(looked_at)) == looked_at
     assert facts_in(f"a banner without an end of line {to_line(NODE)}") == NODE
     assert facts_in("command not found") is None
 
@@ -121,6 +127,42 @@ def test_bf16_needs_a_gpu_that_has_it() -> None:
     assert levels(gpus.precision_findings(old, "fp16", {})) == ["warning"]
 
 
+def test_what_a_host_lacks_for_precision_and_offload_is_one_line() -> None:
+    zero = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme/run"}}
+    on_cpu = DeviceFacts("cpu", computes_fp16=False)
+    seen = pair(device=on_cpu, nvme_folders={"/nvme/run": NvmeFolder("/nvme", True, False)}, ops_compatible={"async_io": False})
+    finding = only(gpus.precision_findings(seen[1:], "fp16", {"zero_optimization": zero}))
+    first, second, third = finding.text.splitlines()
+    assert first.startswith("worker-2: fp16 is on, but this device (cpu) can't compute in it")
+    assert (
+        second
+        == "zero_optimization.offload_optimizer.nvme_path '/nvme/run' can't be written to (/nvme is read-only); name another folder"
+    )
+    assert "apt-get install libaio-dev" in third
+    slow = replace(on_cpu, rates=CpuRates(fp32=119e9, bf16=25e9))
+    warned = only(gpus.precision_findings([("", node(num_visible=0, device=slow))], "bf16", {}))
+    assert (warned.level, warned.text[:33]) == ("warning", "bf16 is slower than fp32 on this ")
+
+
+def test_a_host_without_a_compiler_can_build_nothing() -> None:
+    offload = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    finding = only(software.op_findings([("", node(compiler=None, compiler_name="clang++"))], offload))
+    assert finding.level == "problem"
+    assert finding.text.startswith(
+        "no C++ compiler: DeepSpeed builds cpu_adam (the optimizer is offloaded to the host) on first use"
+    )
+    assert "there is no clang++ on PATH" in finding.text
+
+
+def test_an_operation_that_ds_report_refuses_is_named() -> None:
+    lamb = {"optimizer": {"type": "Lamb"}}
+    finding = only(software.op_findings([("", node(ops_compatible={"fused_lamb": False}))], lamb))
+    assert (finding.level, finding.text) == (
+        "problem",
+        "DeepSpeed says that fused_lamb (the optimizer is DeepSpeed's own Lamb) can't be built there (ds_report)",
+    )
+
+
 def test_lines_of_nvidia_smi_are_read() -> None:
     assert gpu_of_line("NVIDIA A100-SXM4-40GB, 40960, 3, 8.0, 550.54") == replace(A100, used=3 << 20)
     assert gpu_of_line("NVIDIA GB10, [N/A], [N/A], 12.1, 580.1") == HostGpu("NVIDIA GB10", 0, 0, "12.1", "580.1")
@@ -191,6 +233,8 @@ def test_limits_grow_with_the_run() -> None:
     assert "2,560 may be needed" in only(limits.file_findings(seen, 512)).text
     assert levels(limits.shm_findings([("", node(shared_memory=(64 << 20, 64 << 20)))], {"": 8})) == ["warning"]
     assert levels(limits.memory_findings([("", node(memory=(8 * GIB, GIB)))], {"": 8})) == ["warning"]
+    assert "can't be looked at" in only(limits.shm_findings([("", node(shared_memory=(0, 0)))], {"": 1})).text
+    assert limits.shm_findings([("", node(shared_memory=(0, 0), failures={"limits": "OSError"}))], {"": 1}) == []
 
 
 def test_a_check_that_crashes_or_hangs_is_a_warning_that_names_it() -> None:
