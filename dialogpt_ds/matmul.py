@@ -3,33 +3,16 @@
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
+
+from dialogpt_ds.hardware import CpuRates
 
 TOKENS, WIDTH = 256, 768
 """Of the product that is measured: so many tokens at a projection of the smallest GPT-2, 0.3 GFLOP."""
 ROUNDS = 20
 MEASURING_SECONDS = 0.3
 """After which no further round is begun: where bf16 is emulated a product may take as long as that."""
-AS_FAST = 0.8
-"""Share of fp32's rate from which bf16 is worth it: it halves the memory traffic of activations, but masters in fp32 come on top."""
-
-
-@dataclass(frozen=True)
-class CpuRates:
-    """What a core of this machine was measured to do, floating-point operations per second."""
-
-    fp32: float
-    bf16: float
-
-    def __str__(self) -> str:
-        return f"{self.bf16 / 1e9:,.3g} GFLOP/s in bf16, {self.fp32 / 1e9:,.3g} in fp32"
-
-    @property
-    def bf16_is_fast(self) -> bool:
-        """Whether bf16 is about as fast as fp32, or faster."""
-        return self.bf16 >= AS_FAST * self.fp32
 
 
 @functools.cache

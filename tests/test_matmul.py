@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dialogpt_ds import matmul
-from dialogpt_ds.hardware import bf16_is_fast, device_of_run
-from dialogpt_ds.matmul import CpuRates, cpu_rates, measured_rates
+from dialogpt_ds.hardware import CpuRates, bf16_is_fast, device_of_run
+from dialogpt_ds.matmul import cpu_rates, measured_rates
 from tests.conftest import ROOT
 
 
@@ -44,7 +44,7 @@ def no_rates_yet() -> Iterator[None]:
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])
 def test_bf16_without_instructions_for_it_is_slow_on_this_very_machine(instructions: str) -> None:
     """With AVX512_CORE oneDNN says that it supports bf16."""
-    script = "from dialogpt_ds.hardware import bf16_is_fast; print(bf16_is_fast())"
+    script = "from dialogpt_ds.hardware import CpuRates, bf16_is_fast; print(bf16_is_fast())"
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT)
     assert done.stdout == "False\n", done.stderr

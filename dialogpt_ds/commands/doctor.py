@@ -1,7 +1,7 @@
 """The doctor's command: launch/doctor.py and dialogpt-doctor."""
 
 from dialogpt_ds.commandline import parse, run_command
-from dialogpt_ds.doctor.arguments import DoctorArguments
+from dialogpt_ds.doctor.configuration import DoctorArguments
 from dialogpt_ds.doctor.examination import Examination
 from dialogpt_ds.doctor.report import Report
 from dialogpt_ds.doctor.tasks import Clock

@@ -21,14 +21,12 @@ from dialogpt_ds.distributed.world import (
 )
 from dialogpt_ds.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dialogpt_ds.hardware import device_of_run
-from dialogpt_ds.launching.checkpoint_size import approximate_parameters, checkpoint_bytes
-from dialogpt_ds.launching.machine_checks import LaunchedRank, launch_problems
-from dialogpt_ds.launching.nvidia import cpu_is_meant
+from dialogpt_ds.launching.machine_facts import cpu_is_meant
 from dialogpt_ds.launching.op_folder import build_notice
 from dialogpt_ds.launching.processes import adopt_scheduler
 from dialogpt_ds.logs.tensorboard import require_tensorboard
 from dialogpt_ds.redaction import without_secrets
-from dialogpt_ds.training.requirements import check_requirements
+from dialogpt_ds.training.machine import LaunchedRank, machine_troubles
 
 if TYPE_CHECKING:
     from dialogpt_ds.training.settings import Settings
@@ -78,7 +76,6 @@ def _train(argv: list[str] | None, world: World) -> int:
 def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
     """Train as the settings say, or see that it was done before; returns the exit code."""
     arguments, world = settings.arguments, settings.world
-    slow = check_requirements(settings.precision, settings.deepspeed)
     if arguments.tensorboard:
         require_tensorboard()
     from dialogpt_ds.export.folder import MODEL_FOLDER, exported_step
@@ -93,7 +90,7 @@ def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
         if world.is_first:
             print(f"nothing to do: {settings.output_dir} is at step {step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
         return EXIT_DONE
-    warnings = [*([slow] if slow and world.is_first else []), *check_machine(settings, on_cpu_by_choice)]
+    warnings = check_machine(settings, on_cpu_by_choice)
     prepare_cpu(world, offloads=settings.offload != ("none", "none"))
     if arguments.deterministic:
         compute_deterministically()
@@ -122,8 +119,9 @@ def check_machine(settings: "Settings", on_cpu_by_choice: bool) -> list[str]:
     Raises:
         UserError: the run would fail here; all reasons at once.
     """
+    from dialogpt_ds.model.memory import approximate_parameters, checkpoint_bytes
+
     world = settings.world
-    size = checkpoint_bytes(approximate_parameters(settings.model.config), settings.precision)
     rank = LaunchedRank(
         world.rank,
         world.size,
@@ -132,14 +130,14 @@ def check_machine(settings: "Settings", on_cpu_by_choice: bool) -> list[str]:
         settings.deepspeed,
         settings.output_dir,
         on_cpu_by_choice,
-        checkpoint_bytes=size,
-        precision=settings.precision,
+        checkpoint_bytes(approximate_parameters(settings.model.config), settings.precision),
+        settings.precision,
     )
-    problems, found = launch_problems(rank)
-    if problems:
+    troubles = machine_troubles(rank)
+    if problems := [str(trouble) for trouble in troubles if trouble.fatal]:
         raise UserError("\n".join(problems))
     notice = build_notice(settings.deepspeed, device_of_run() != "cpu") if world.local_rank == 0 else ""
-    return [*(f"warning: {warning}" for warning in found), *([notice] if notice else [])]
+    return [*(f"warning: {trouble}" for trouble in troubles), *([notice] if notice else [])]
 
 
 def show(settings: "Settings") -> None:

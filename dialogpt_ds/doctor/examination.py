@@ -3,23 +3,21 @@
 import os
 from pathlib import Path
 
-from dialogpt_ds.commandline import Parsed
-from dialogpt_ds.doctor import configuration, gpus, hosts, launch_files, limits, network, ops, output_folder, run_inputs, versions
-from dialogpt_ds.doctor.arguments import DoctorArguments
-from dialogpt_ds.doctor.configuration import Configuration
+from dialogpt_ds.commandline import Parsed, quiet_libraries
+from dialogpt_ds.config.configuration import Configuration
+from dialogpt_ds.doctor import configuration, gpus, hosts, limits, network, run_inputs, software
+from dialogpt_ds.doctor.configuration import DoctorArguments
 from dialogpt_ds.doctor.facts import HostFacts, Request
-from dialogpt_ds.doctor.finding import Finding, problem, warning
-from dialogpt_ds.doctor.report import Report
+from dialogpt_ds.doctor.report import Finding, Report, problem, warning
 from dialogpt_ds.doctor.run_inputs import ModelSize
 from dialogpt_ds.doctor.ssh import HOST, Ssh
 from dialogpt_ds.doctor.survey import SURVEY_SECONDS, Answer, Survey, ask_here, ask_hosts
 from dialogpt_ds.doctor.tasks import Task
-from dialogpt_ds.launching.checkpoint_size import checkpoint_bytes
 from dialogpt_ds.launching.environment_file import launcher_exports
 from dialogpt_ds.launching.hostfile import Host
 
 IMPORT_SECONDS = 20.0
-SURVEY_SECONDS = SURVEY_SECONDS + 8.0
+ANSWER_SECONDS = SURVEY_SECONDS + 8.0
 """With the end of the meeting, and of hosts that were still waiting for their turn."""
 MACHINE = "machine"
 
@@ -44,9 +42,9 @@ class Examination:
     def run(self) -> None:
         """Look, and print each line as soon as it is known."""
         report = self.report
-        found, self.hosts = launch_files.hostfile_findings(self.arguments.hostfile, self.arguments.num_gpus)
+        found, self.hosts = hosts.hostfile_findings(self.arguments.hostfile, self.arguments.num_gpus)
         report.add(found)
-        report.check(launch_files.VARIABLES, lambda: launch_files.variables_findings(self.hosts))
+        report.check(hosts.VARIABLES, lambda: hosts.variables_findings(self.hosts))
         self._read_configuration()
         self._ask()
         if self.hosts:
@@ -54,12 +52,10 @@ class Examination:
         if self.survey.seen:
             self._look_at_machines()
         self._look_at_inputs()
-        report.check("wandb", self._wandb, seconds=12.0)
+        report.check(network.WANDB, lambda: network.wandb_findings(self.arguments.wandb_mode), seconds=12.0)
 
     def _read_configuration(self) -> None:
         def read() -> tuple[list[Finding], Configuration | None]:
-            from dialogpt_ds.commandline import quiet_libraries
-
             quiet_libraries()
             return configuration.config_findings(self.parsed)
 
@@ -79,10 +75,10 @@ class Examination:
         if self.hosts:
             others = Task(lambda: ask_hosts(self.hosts, self.ssh, request, arguments.master_port, arguments.master_addr))
         model = Task(lambda: run_inputs.model_findings(arguments))
-        answer = self.report.result(MACHINE, here, SURVEY_SECONDS)
+        answer = self.report.result(MACHINE, here, ANSWER_SECONDS)
         self.here = answer.facts if answer is not None else None
         if others is not None:
-            self.survey = self.report.result(hosts.SSH, others, SURVEY_SECONDS) or Survey()
+            self.survey = self.report.result(hosts.SSH, others, ANSWER_SECONDS) or Survey()
         elif answer is not None:
             say = warning if answer.late else problem
             self.report.add(
@@ -115,30 +111,32 @@ class Examination:
 
     def _look_at_machines(self) -> None:
         report, seen, ranks, known = self.report, self.survey.seen, self.ranks, self.configuration
-        report.check(hosts.SOFTWARE, lambda: hosts.failure_findings(seen))
-        report.check(hosts.CODE, lambda: hosts.code_findings(seen, self.here))
-        report.check(versions.VERSIONS, lambda: versions.version_findings(seen))
+        report.check(software.SOFTWARE, lambda: software.failure_findings(seen))
+        report.check(software.CODE, lambda: software.code_findings(seen, self.here))
+        report.check(software.VERSIONS, lambda: software.version_findings(seen))
         num_given = bool(self.hosts) or self.arguments.num_gpus is not None
         report.check(gpus.GPUS, lambda: gpus.gpu_findings(seen, ranks, num_given))
         report.check(gpus.CUDA, lambda: gpus.cuda_findings(seen))
         if known is not None:
-            report.check(gpus.PRECISION, lambda: gpus.precision_findings(seen, known.precision))
-            report.check(ops.OPS, lambda: ops.op_findings(seen, known.deepspeed))
+            report.check(gpus.PRECISION, lambda: gpus.precision_findings(seen, known.precision, known.deepspeed))
+            report.check(software.OPS, lambda: software.op_findings(seen, known.deepspeed))
         first = seen[0][1]
         report.check(network.PORT, lambda: network.port_findings(first, self.survey.meeting, self.arguments.master_port))
         report.check(limits.SHM, lambda: limits.shm_findings(seen, ranks))
         report.check(limits.FILES, lambda: limits.file_findings(seen, sum(ranks.values())))
         report.check(limits.MEMORY, lambda: limits.memory_findings(seen, ranks))
-        report.check(output_folder.OUTPUT_DIR, self._output)
+        report.check(limits.OUTPUT_DIR, self._output)
 
     def _output(self) -> list[Finding]:
-        bytes_of_one = export = 0
-        if self.size is not None and self.configuration is not None:
-            bytes_of_one = checkpoint_bytes(self.size.num_parameters, self.configuration.precision)
-            export = (4 if self.configuration.precision == "fp32" else 2) * self.size.num_parameters
+        checkpoint = of_run = 0
         keep = self.arguments.keep_checkpoints
-        found = output_folder.output_findings(self.survey.seen, self.output_dir, bytes_of_one, export, keep)
-        return found + output_folder.shared_findings(self.survey, self.output_dir)
+        if self.size is not None and self.configuration is not None:
+            from dialogpt_ds.model.memory import checkpoint_bytes, output_bytes
+
+            number, precision = self.size.num_parameters, self.configuration.precision
+            checkpoint, of_run = checkpoint_bytes(number, precision), output_bytes(number, precision, keep)
+        found = limits.output_findings(self.survey.seen, self.output_dir, checkpoint, of_run, keep)
+        return found + limits.shared_findings(self.survey, self.output_dir)
 
     def _look_at_inputs(self) -> None:
         report, known, size = self.report, self.configuration, self.size
@@ -146,15 +144,8 @@ class Examination:
         report.check(run_inputs.TOKENIZER, run_inputs.tokenizer_findings)
         world_size = sum(self.ranks.values())
         if known is not None:
-            report.check(configuration.BATCH, lambda: configuration.batch_findings(self.parsed, known, world_size)[0])
+            report.check(configuration.BATCH, lambda: configuration.batch_findings(self.parsed, known, world_size))
             report.check(run_inputs.DATA, lambda: run_inputs.data_findings(self.parsed, world_size), IMPORT_SECONDS)
             if size is not None and self.survey.seen:
-                from dialogpt_ds.doctor.memory_estimate import FIT, fit_findings
-
-                report.check(FIT, lambda: fit_findings(self.survey.seen, self.ranks, known, size))
+                report.check(gpus.FIT, lambda: gpus.fit_findings(self.survey.seen, self.ranks, known, size))
         report.check(run_inputs.DATA, lambda: run_inputs.copy_findings(self.survey.seen))
-
-    def _wandb(self) -> list[Finding]:
-        from dialogpt_ds.doctor.wandb_server import wandb_findings
-
-        return wandb_findings(self.arguments.wandb_mode)

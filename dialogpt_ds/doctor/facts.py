@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dialogpt_ds.hardware import CpuRates
+from dialogpt_ds.launching.machine_facts import DeviceFacts, NvmeFolder
+
 FACTS_MARK = "dialogpt-doctor-facts "
 """Begins a host's answer; a login shell may print before it, also on its line."""
 
@@ -78,11 +81,13 @@ class HostFacts:
     num_pci_gpus: int = 0
     num_device_files: int = 0
     cpu_is_meant: bool = False
-    requirement_problem: str = ""
-    """What check_requirements() of training/requirements.py refuses there."""
-    requirement_warning: str = ""
+    device: DeviceFacts = field(default_factory=DeviceFacts)
+    """That the run would compute on; without a name where it was not looked at."""
+    nvme_folders: dict[str, NvmeFolder] = field(default_factory=dict)
+    """What is at the paths that the run's offload names."""
 
     compiler: str | None = None
+    compiler_name: str = "c++"
     compiler_version: str = ""
     ninja: str | None = None
     nvcc: str = ""
@@ -97,7 +102,7 @@ class HostFacts:
     """All of DeepSpeed's operations, and whether each can be built, as ds_report says it."""
 
     shared_memory: tuple[int, int] = (0, 0)
-    """Bytes of /dev/shm: all, and free; 0 where there is none."""
+    """Bytes of /dev/shm: all, and free; 0 where it can't be looked at."""
     open_files: int = 0
     """Limit of open files of a process."""
     memory: tuple[int, int] = (0, 0)
@@ -149,6 +154,9 @@ def facts_in(output: str) -> HostFacts | None:
     known = {field.name for field in dataclasses.fields(HostFacts)}  # another version there may say more
     content = {name: value for name, value in content.items() if name in known}
     content["gpus"] = [HostGpu(**gpu) for gpu in content.get("gpus", ())]
+    device = content.get("device") or {}
+    content["device"] = DeviceFacts(**device | {"rates": CpuRates(**device["rates"]) if device.get("rates") else None})
+    content["nvme_folders"] = {path: NvmeFolder(**found) for path, found in content.get("nvme_folders", {}).items()}
     for name in ("shared_memory", "memory"):
         content[name] = tuple(content.get(name, (0, 0)))
     return HostFacts(**content)

@@ -1,16 +1,28 @@
-"""GPUs: how many and which, whether PyTorch can use them, whether they can compute in the run's precision."""
+"""GPUs: how many and which, whether PyTorch can use them, whether they can do the run's precision and have room for its states."""
 
 from collections.abc import Mapping
+from typing import Any
 
+from dialogpt_ds.config.configuration import Configuration
 from dialogpt_ds.doctor.facts import HostFacts, Seen
-from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
+from dialogpt_ds.doctor.report import Finding, by_host, of_machines, ok, problem, warning
+from dialogpt_ds.doctor.run_inputs import ModelSize
 from dialogpt_ds.hardware import GIB
-from dialogpt_ds.launching import gpu_precision
-from dialogpt_ds.launching.nvidia import why_unused
+from dialogpt_ds.launching.machine_checks import (
+    Trouble,
+    capability_troubles,
+    count_troubles,
+    device_troubles,
+    offload_troubles,
+    why_unused,
+)
+from dialogpt_ds.launching.needed_ops import ASYNC_IO
 
-GPUS, CUDA, PRECISION = "gpus", "cuda", "precision"
+GPUS, CUDA, PRECISION, FIT = "gpus", "cuda", "precision", "fit"
 IN_USE = 0.05
 """Share of a GPU's memory that others have taken, above which it is said."""
+TIGHT = 0.8
+"""Share of the memory above which the states leave little for activations and buffers."""
 
 
 def gpu_findings(seen: Seen, ranks: Mapping[str, int], num_given: bool) -> list[Finding]:
@@ -27,13 +39,10 @@ def gpu_findings(seen: Seen, ranks: Mapping[str, int], num_given: bool) -> list[
     if with_gpus and without:
         texts = by_host((name, "no GPU that PyTorch can use, and the other hosts have some") for name in without)
         found += [problem(GPUS, text, "take it out of the hostfile, or see the line cuda") for text in texts]
-    few, idle = [], []
-    for name, facts in with_gpus:
-        if ranks[name] > facts.num_visible:
-            few.append((name, f"{ranks[name]} processes, but {_gpus(facts.num_visible)}"))
-        elif num_given and ranks[name] < facts.num_visible:
-            idle.append((name, f"{ranks[name]} processes for {_gpus(facts.num_visible)}, so some are not used"))
-    found += [problem(GPUS, text, "slots= in the hostfile, or --num_gpus, is at most the number of GPUs") for text in by_host(few)]
+    few = [(name, trouble) for name, facts in with_gpus for trouble in count_troubles(ranks[name], facts.num_visible)]
+    idle = [(name, f"{ranks[name]} processes for {_gpus(facts.num_visible)}, so some are not used") for name, facts in with_gpus
+            if num_given and ranks[name] < facts.num_visible]  # fmt: skip
+    found += of_machines(GPUS, few)
     found += [warning(GPUS, text) for text in by_host(idle)]
     taken = [(name, text) for name, facts in with_gpus for text in _taken(facts)]
     found += [warning(GPUS, text, "nvidia-smi shows by whom; ends of runs that were killed may be left") for text in by_host(taken)]
@@ -129,22 +138,83 @@ def capability_of(text: str) -> tuple[int, int] | None:
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
 
 
-def precision_findings(seen: Seen, precision: str) -> list[Finding]:
-    """Return where the run's precision, or its offload, can't be had; as the trainer itself would say it there."""
-    refused = by_host((name, facts.requirement_problem) for name, facts in seen if facts.requirement_problem)
-    found = [problem(PRECISION, text) for text in refused]
-    warned = [(name, facts.requirement_warning.removeprefix("warning: ")) for name, facts in seen if facts.requirement_warning]
-    found += [warning(PRECISION, text) for text in by_host(warned)]
-    lacking, slow = [], []
+def precision_findings(seen: Seen, precision: str, deepspeed: dict[str, Any]) -> list[Finding]:
+    """Return where the run's precision, or its offload to NVMe, can't be had, or is slow."""
+    found = []
     for name, facts in seen:
+        asked = requirement_troubles(facts, precision, deepspeed.get("zero_optimization") or {})
+        refused = [trouble.text for trouble in asked if trouble.fatal]
+        found += [(name, Trouble("\n".join(refused)))] if refused else []
+        found += [(name, trouble) for trouble in asked if not trouble.fatal]
         lowest = min((c for gpu in facts.gpus if (c := capability_of(gpu.capability))), default=None) if facts.on_gpu else None
-        if lowest is None or facts.requirement_problem:
-            continue
-        refusal, slowness = gpu_precision.findings(precision, lowest, "a GPU there")
-        lacking += [(name, refusal)] if refusal else []
-        slow += [(name, slowness)] if slowness else []
-    found += [problem(PRECISION, text, gpu_precision.FP16_CONFIGURATION) for text in by_host(lacking)]
-    found += [warning(PRECISION, text) for text in by_host(slow)]
+        if lowest is not None and not refused:
+            found += [(name, trouble) for trouble in capability_troubles(precision, lowest, "a GPU there")]
     if found or not any("requirements" not in facts.failures for _, facts in seen):
-        return found  # what could not be looked at is said elsewhere
+        return of_machines(PRECISION, found)  # what could not be looked at is said elsewhere
     return [ok(PRECISION, f"{precision} works {'on every host' if len(seen) > 1 else 'here'}")]
+
+
+def requirement_troubles(facts: HostFacts, precision: str, zero: dict[str, Any]) -> list[Trouble]:
+    """Return what a host's device, disks and libraries lack for the precision and the offload of a run."""
+    async_io = facts.ops_compatible.get(ASYNC_IO, True)
+    return [*device_troubles(precision, facts.device), *offload_troubles(zero, facts.nvme_folders, async_io)]
+
+
+def fit_findings(seen: Seen, ranks: Mapping[str, int], configuration: Configuration, size: ModelSize) -> list[Finding]:
+    """Hold the states of the run's ZeRO stage against the memory of its GPUs, or of its hosts on CPUs."""
+    from dialogpt_ds.model.memory import model_states, name_of_run, states_of_run
+
+    name = name_of_run(configuration.zero_stage, configuration.offload)
+    states = model_states(size.num_parameters, size.largest_layer, max(ranks.values()), len(ranks), configuration.precision)
+    state = states_of_run(states, configuration.zero_stage, configuration.offload)
+    if state is None:
+        return [ok(FIT, f"for {name} in {configuration.precision} there is no estimate; --dry_run takes two real steps")]
+    on_disk = "nvme" in configuration.offload
+    wrong, tight = [], []
+    for host, facts in seen:
+        problems, warnings = _fit_on_host(
+            facts, ranks[host], state.device, state.in_host_memory(ranks[host], facts.on_gpu, on_disk)
+        )
+        wrong += [(host, text) for text in problems]
+        tight += [(host, text) for text in warnings]
+    means = f"{size.num_parameters / 1e6:,.0f} million parameters in {name}, {configuration.precision}"
+    way_out = (
+        "more processes with ZeRO-2 or 3 (ds_configs/zero3_fp16.json), offload (ds_configs/zero2_fp16_offload_optimizer.json), a smaller "
+        "--model; --dry_run shows all stages"
+    )
+    found = [problem(FIT, f"{text} ({means})", way_out) for text in by_host(wrong)]
+    found += [warning(FIT, f"{text} ({means})", "--activation_checkpointing, --chunked_head, smaller micro-batches; --dry_run counts "
+                      "the activations") for text in by_host(tight)]  # fmt: skip
+    where = "on each GPU" if any(facts.on_gpu for _, facts in seen) else "for each process"
+    shown = f"weights, gradients and optimizer take {state.device / GIB:,.2f} GiB {where} ({means})"
+    return found or [ok(FIT, shown + "; activations come on top, --dry_run counts them")]
+
+
+def _fit_on_host(facts: HostFacts, ranks: int, device: int, host: int) -> tuple[list[str], list[str]]:
+    """Return what does not fit on a host, and what only just does.
+
+    Args:
+        facts: of the host.
+        ranks: processes on it.
+        device: bytes of the states on each GPU.
+        host: bytes in the host's memory, of all of them.
+    """
+    problems, warnings = [], []
+    total, available = facts.memory
+    if facts.on_gpu:
+        smallest = min((gpu.memory for gpu in facts.gpus if gpu.memory), default=0)
+        free = min((gpu.memory - gpu.used for gpu in facts.gpus if gpu.memory), default=0)
+        text = (
+            f"weights, gradients and optimizer take {device / GIB:,.1f} GiB on each GPU, and the smallest has {smallest / GIB:,.1f}"
+        )
+        if smallest and device > smallest:
+            problems.append(text)
+        elif smallest and device > TIGHT * free:
+            warnings.append(f"{text}, of which {free / GIB:,.1f} are free")
+    what = "building the model and for what is kept there" if facts.on_gpu else "weights, gradients and optimizer"
+    text = f"{ranks} processes need {host / GIB:,.1f} GiB of the host's memory for {what}, and it has {total / GIB:,.1f}"
+    if host > total:
+        problems.append(text)
+    elif host > TIGHT * available:
+        warnings.append(f"{text}, of which {available / GIB:,.1f} are free")
+    return problems, warnings

@@ -1,22 +1,58 @@
-"""The hosts of a run: reached without a password, each once, with the same folder, Python and code."""
+"""The hosts of a run and the files that name them: as the launcher reads them, reached without a password, each once."""
 
-import os
 import shutil
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dialogpt_ds.doctor.facts import HostFacts
-from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
+from dialogpt_ds.doctor.report import Finding, by_host, ok, problem, some, warning
 from dialogpt_ds.doctor.ssh import APPEND, HOST, Ssh
 from dialogpt_ds.doctor.survey import Survey
-from dialogpt_ds.launching.hostfile import Host
-from dialogpt_ds.versions import CHECKOUT
+from dialogpt_ds.errors import UserError
+from dialogpt_ds.launching.environment_file import NAME_VARIABLE, find_environment_files, read_environment_file
+from dialogpt_ds.launching.hostfile import Host, read_hostfile
 
-SSH, LAUNCHER, KEEP_ALIVE, CODE = "ssh", "launcher", "keep-alive", "code"
+HOSTFILE, VARIABLES = "hostfile", "variables"
+SSH, LAUNCHER, KEEP_ALIVE = "ssh", "launcher", "keep-alive"
 KEEP_ALIVE_SECONDS = 15
-SOFTWARE = "software"
-IMPORTS = {"torch_facts": "PyTorch can't be used", "deepspeed_ops": "DeepSpeed can't be used"}
-"""Parts of a host's answer that fail where a package is broken."""
+
+
+def hostfile_findings(named: str, num_gpus: int | None) -> tuple[list[Finding], list[Host]]:
+    """Read the hostfile; returns the hosts, none where there is no file or a wrong one.
+
+    As the launcher does it, `num_gpus` takes the place of all slots.
+    """
+    if not named:
+        return [ok(HOSTFILE, "none: this machine alone")], []
+    try:
+        hosts = read_hostfile(Path(named))
+    except UserError as error:
+        return [problem(HOSTFILE, line) for line in str(error).splitlines()], []
+    if num_gpus is not None:
+        hosts = [Host(host.name, num_gpus, host.line) for host in hosts]
+    processes = sum(host.slots for host in hosts)
+    count = f"{len(hosts):,} host{'s' * (len(hosts) != 1)} with {processes:,} process{'es' * (processes != 1)}"
+    return [ok(HOSTFILE, f"{named}: {count}: {some(f'{host.name} {host.slots}' for host in hosts)}")], hosts
+
+
+def variables_findings(hosts: Sequence[Host], files: Sequence[Path] | None = None) -> list[Finding]:
+    """Look at the files of variables; what is wrong in them matters where there are several hosts, and is said in any case."""
+    found: list[Finding] = []
+    files = find_environment_files() if files is None else files
+    wrong = problem if len(hosts) > 1 else warning
+    for path in files:
+        try:
+            read = read_environment_file(path)
+        except UserError as error:
+            found.append(wrong(VARIABLES, str(error)))
+            continue
+        found += [wrong(VARIABLES, text) for text in read.problems]
+        found += [warning(VARIABLES, text) for text in read.warnings]
+        if read.secrets_warning:
+            found.append(warning(VARIABLES, read.secrets_warning))
+        if not (read.problems or read.warnings or read.secrets):
+            found.append(ok(VARIABLES, f"{path}: {some(read.variables)}"))
+    return found or [ok(VARIABLES, f"no .deepspeed_env (nor {NAME_VARIABLE}) that the launcher would give to all hosts")]
 
 
 def ssh_findings(survey: Survey) -> list[Finding]:
@@ -92,48 +128,3 @@ def keep_alive_findings(hosts: Sequence[Host], ssh: Ssh) -> list[Finding]:
     )
     way_out = f"export {APPEND}='-o ServerAliveInterval={KEEP_ALIVE_SECONDS}', or ServerAliveInterval {KEEP_ALIVE_SECONDS} in ~/.ssh/config"
     return [warning(KEEP_ALIVE, line, way_out) for line in by_host((name, text) for name in silent)]
-
-
-def failure_findings(seen: Sequence[tuple[str, HostFacts]]) -> list[Finding]:
-    """Return what hosts could not say of themselves; without PyTorch or DeepSpeed nothing trains."""
-    broken: list[tuple[str, str]] = []
-    unknown: list[tuple[str, str]] = []
-    for name, facts in seen:
-        for part, why in facts.failures.items():
-            (broken if part in IMPORTS else unknown).append(
-                (name, IMPORTS.get(part, f"{part} could not be looked at") + f": {why}")
-            )
-    found = [
-        problem(SOFTWARE, text, "install it anew there: pip install -e . (launch/constraints.txt)") for text in by_host(broken)
-    ]
-    return found + [warning(SOFTWARE, text) for text in by_host(unknown)]
-
-
-def code_findings(seen: Sequence[tuple[str, HostFacts]], here: HostFacts | None) -> list[Finding]:
-    """Return which hosts have other code than this one, or not the folder that the run is launched in."""
-    if here is None:
-        return []
-    found = []
-    where = f"{CHECKOUT} at git revision {here.revision[:10]}" if here.revision else f"{CHECKOUT}, without a git revision"
-    different: list[tuple[str, str]] = []
-    other_commit: list[tuple[str, str]] = []
-    for name, facts in seen:
-        if not facts.code:
-            continue  # it could not be looked at, which is said elsewhere
-        if facts.code == here.code:
-            if facts.revision and here.revision and facts.revision != here.revision:
-                text = f"git revision {facts.revision[:10]}, here it is {here.revision[:10]}, with the same dialogpt_ds"
-                other_commit.append((name, text))
-        elif facts.revision and here.revision and facts.revision != here.revision:
-            different.append((name, f"git revision {facts.revision[:10]}, here it is {here.revision[:10]}"))
-        else:
-            at = " at the same git revision" * bool(facts.revision) or " (no git checkout there)" * bool(here.revision)
-            different.append((name, f"other files in dialogpt_ds{at} than here"))
-    way_out = f"bring {CHECKOUT} to one state on every host (git pull, rsync), or put it on a disk that they share"
-    found += [problem(CODE, f"{text}; ranks with different code don't train together", way_out) for text in by_host(different)]
-    found += [warning(CODE, text, way_out) for text in by_host(other_commit)]
-    folder = os.getcwd()
-    lost = [(name, f"there is no folder {folder}, in which the launcher starts the processes") for name, facts in seen
-            if not facts.folder_is_there]  # fmt: skip
-    found += [problem(CODE, text, "start the launcher in a folder that every host has") for text in by_host(lost)]
-    return found or [ok(CODE, f"{where}, {'the same on all hosts' if len(seen) > 1 else 'Python ' + sys.executable}")]

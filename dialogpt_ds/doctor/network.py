@@ -1,12 +1,19 @@
-"""The network between the hosts: the port where the ranks meet, the way to it, the interface."""
+"""The network: the port where the ranks meet, the way to it, the interface, wandb's server."""
 
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 
 from dialogpt_ds.doctor.facts import HostFacts
-from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem, warning
-from dialogpt_ds.doctor.survey import MeetingPlace, Survey
+from dialogpt_ds.doctor.meeting import MeetingPlace
+from dialogpt_ds.doctor.report import Finding, by_host, ok, problem, warning
+from dialogpt_ds.doctor.survey import Survey
+from dialogpt_ds.logs.wandb_mode import Mode, choose_mode, server
+from dialogpt_ds.redaction import without_secrets
 
-PORT, NETWORK, NAME = "port", "network", "host name"
+PORT, NETWORK, NAME, WANDB = "port", "network", "host name", "wandb"
+WANDB_ANSWER_SECONDS = 5.0
 
 
 def port_findings(facts: HostFacts | None, meeting: MeetingPlace | None, port: int) -> list[Finding]:
@@ -72,3 +79,22 @@ def name_findings(seen: Sequence[tuple[str, HostFacts]]) -> list[Finding]:
 def is_loopback(address: str) -> bool:
     """Return whether only the host itself can use an address."""
     return address.startswith("127.") or address == "::1"
+
+
+def wandb_findings(asked: Mode) -> list[Finding]:
+    """Say where the run's curves would go; nothing of wandb keeps a run from training."""
+    mode, why = choose_mode(asked)
+    if mode != "online":
+        return [ok(WANDB, f"{mode}{f' ({why})' if why else ''}; logs and curves are in output_dir in any case")]
+    address = server()
+    shown = without_secrets(address)
+    started = time.monotonic()
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=WANDB_ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # it has answered
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "reason", error)
+        text = f"{shown} gives no answer within {WANDB_ANSWER_SECONDS:.0f} s ({cause}); the run would go on and try again"
+        return [warning(WANDB, text, "--wandb_mode offline, and wandb sync afterwards")]
+    return [ok(WANDB, f"online, {shown} answers ({time.monotonic() - started:.1f} s)")]

@@ -8,9 +8,9 @@ from typing import Any
 from dialogpt_ds.commandline import Parsed
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.distributed.world import World
-from dialogpt_ds.doctor.arguments import DoctorArguments
+from dialogpt_ds.doctor.configuration import DoctorArguments
 from dialogpt_ds.doctor.facts import HostFacts
-from dialogpt_ds.doctor.finding import Finding, by_host, ok, problem
+from dialogpt_ds.doctor.report import Finding, by_host, ok, problem
 from dialogpt_ds.errors import UserError
 
 MODEL, TOKENIZER, DATA = "model", "tokenizer", "data"

@@ -14,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 
-from dialogpt_ds.doctor import meeting_point
 from dialogpt_ds.doctor.facts import HostFacts, Request, facts_in
+from dialogpt_ds.doctor.meeting import MEETING_MARK, MeetingPlace, Visit, visit_in
 from dialogpt_ds.doctor.ssh import Ssh, SshOutcome, run_for, why_not
-from dialogpt_ds.doctor.visit import Visit, visit_in
 from dialogpt_ds.launching.hostfile import Host
 from dialogpt_ds.versions import CHECKOUT
 
@@ -26,7 +25,8 @@ AT_ONCE = 128
 SURVEY_SECONDS = 38.0
 """For everything that the hosts are asked; a host that hangs has no answer by then, and the others' are there."""
 VISIT_SECONDS, MEETING_SECONDS = 15.0, 12.0
-FACTS, VISIT, MEETING = (f"dialogpt_ds.doctor.{name}" for name in ("host_facts", "visit", "meeting_point"))
+FACTS, MEETING = "dialogpt_ds.doctor.host_facts", "dialogpt_ds.doctor.meeting"
+"""Modules that the hosts run."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,6 @@ class Answer:
     way_out: str = ""
     late: bool = False
     """Whether it took too long: a cold network disk may need longer for PyTorch, so this alone is no reason to fail."""
-
-
-@dataclass(frozen=True)
-class MeetingPlace:
-    """What the first host says of the place where the ranks meet."""
-
-    address: str = ""
-    port: int = 0
-    port_problem: str = ""
-    token: str = ""
-    """Path of the file that was left in output_dir; "" where it could not be."""
-    token_problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,7 @@ def ask_hosts(hosts: Sequence[Host], ssh: Ssh, request: Request, port: int, mast
             # Where the port is taken there is nobody to be reached at it.
             wanted = str(port) if place and not place.port_problem else ""
             seconds = min(VISIT_SECONDS, left())
-            way = run_for(ssh.command(name, VISIT, [address, wanted, token]), seconds)
+            way = run_for(ssh.command(name, MEETING, ["visit", address, wanted, token]), seconds)
             if way.code is None or way.code >= 100:
                 return _answer(name, way, None, seconds)  # nothing else would get through either
             seconds = left()
@@ -113,7 +101,7 @@ class MeetingPoint:
     """The first host listens at the master port while the block lasts."""
 
     def __init__(self, first: str, ssh: Ssh, request: Request, port: int) -> None:
-        words = [str(port), request.output_dir or request.folder, f".dialogpt-doctor-{uuid.uuid4().hex}"]
+        words = ["hold", str(port), request.output_dir or request.folder, f".dialogpt-doctor-{uuid.uuid4().hex}"]
         self._command, self._port = ssh.command(first, MEETING, words), port
         self._process: subprocess.Popen[bytes] | None = None
         self.place: MeetingPlace | None = None
@@ -128,9 +116,9 @@ class MeetingPoint:
             cwd=CHECKOUT,
             start_new_session=True,
         )
-        line = _line_with(self._process, meeting_point.MEETING_MARK.encode(), MEETING_SECONDS)
+        line = _line_with(self._process, MEETING_MARK.encode(), MEETING_SECONDS)
         if line is not None:
-            said = json.loads(line.partition(meeting_point.MEETING_MARK.encode())[2])
+            said = json.loads(line.partition(MEETING_MARK.encode())[2])
             if said["token_problem"]:
                 said["token"] = ""
             self.place = MeetingPlace(port=self._port, **said)

@@ -33,6 +33,26 @@ class EnvironmentFile:
     secrets: list[str]
     """Names of variables whose values should not be in it: the launcher prints them, and every host lists them to all of its users."""
 
+    @property
+    def secrets_warning(self) -> str:
+        """What a person should be told about the secrets; "" where there are none."""
+        if not self.secrets:
+            return ""
+        return (
+            f"{self.path} holds {', '.join(self.secrets)}, and the launcher prints its values in its log and in every host's list of "
+            "processes: put secrets where each host reads them itself (~/.netrc for wandb, HF_HOME's token file for the hub), and remove "
+            "the line"
+        )
+
+
+def secrets_warnings() -> list[str]:
+    """Return a warning for each file of variables that gives secrets to all hosts."""
+    found = []
+    for path in find_environment_files():
+        with contextlib.suppress(UserError):  # the launcher could not read it either, and would have ended
+            found.append(read_environment_file(path).secrets_warning)
+    return [warning for warning in found if warning]
+
 
 def find_environment_files(environment: Mapping[str, str] | None = None, folder: Path | None = None) -> list[Path]:
     """Return the files that DeepSpeed's launcher would read, in its order: of the home folder, then of the one that it is started in.

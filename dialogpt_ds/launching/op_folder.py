@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.files import replace_file, sha256_of_json
-from dialogpt_ds.launching.machine_checks import built_ahead, existing_part, unbuilt
-from dialogpt_ds.launching.needed_ops import needed_ops
+from dialogpt_ds.launching.machine_facts import built_ahead, existing_part
+from dialogpt_ds.launching.needed_ops import needed_ops, unbuilt
 from dialogpt_ds.launching.processes import Environment
 from dialogpt_ds.versions import versions
 

@@ -9,26 +9,24 @@ from typing import Any
 import torch
 
 from dialogpt_ds.config.batch import BatchSizes
-from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.distributed.world import World, free_port, join_world, leave_world
 from dialogpt_ds.errors import in_a_line
 from dialogpt_ds.hardware import GIB, device_of_run
 from dialogpt_ds.launching.op_folder import build_notice
 from dialogpt_ds.model.attention import Isolation
 from dialogpt_ds.model.gpu_specs import CONTEXT
-from dialogpt_ds.model.memory import States, largest_layer, layout_name, model_states, peak_of_this_process
+from dialogpt_ds.model.memory import States, bytes_on_gpu, largest_layer, model_states, peak_of_this_process, states_of_run
 from dialogpt_ds.model.micro_batch_trace import Trace
 from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.order.mixture import MixturePosition
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.engine import Engine, model_of, start_engine
 from dialogpt_ds.training.forecast import forecast
+from dialogpt_ds.training.machine import offload_troubles_here
 from dialogpt_ds.training.planning import Planning, hosts_of, layout_of, planning_of, trace_of, workload_of
 from dialogpt_ds.training.report import start_table
-from dialogpt_ds.training.requirements import offload_problems
 from dialogpt_ds.training.settings import Settings
 from dialogpt_ds.training.step import train_step
-from dialogpt_ds.training.step_cost import buffer_bytes
 
 STEPS = 2
 HOW: dict[Isolation, str] = {
@@ -71,7 +69,7 @@ def dry_run(settings: Settings) -> None:
     traced = _traced(settings, planning, taken.workload)
     print(memory_table(states, traced, settings, planning))
     if planning.gpu is not None and traced is not None:
-        own = next((state for state in states if _is_this_run(state, settings)), None)
+        own = states_of_run(states, settings.zero_stage, settings.offload)
         print(forecast(settings, planning, traced, None if own is None else memory_on_gpu(own, traced, settings, planning)))
     print(f"two steps in one process ({device.type}, {alone.precision}): {'; '.join(taken.lines)}")
     print(f"at most {taken.peak_bytes / GIB:.2f} GiB {'on the GPU' if device.type == 'cuda' else 'of memory'} in this process")
@@ -86,11 +84,11 @@ def _for_one_process(settings: Settings) -> tuple[Settings, list[str]]:
     deepspeed = settings.deepspeed | batch.keys()
     notes = []
     zero = deepspeed.get("zero_optimization", {})
-    problems = list(offload_problems(zero, get_accelerator()))
-    if problems:
+    troubles = offload_troubles_here(deepspeed)
+    if troubles:
         kept = {name: block for name, block in zero.items() if name not in ("offload_optimizer", "offload_param")}
         deepspeed |= {"zero_optimization": kept}
-        notes.append("the steps of the dry run are without offload, which this machine can't do: " + "; ".join(problems))
+        notes.append("the steps of the dry run are without offload, which this machine can't do: " + "; ".join(map(str, troubles)))
     alone = replace(settings, world=World(0, 1, 0), batch=batch, deepspeed=deepspeed)
     if settings.precision == "fp16" and not get_accelerator().is_fp16_supported():
         without = {"fp16": deepspeed["fp16"] | {"enabled": False}}
@@ -142,14 +140,14 @@ def _traced(settings: Settings, planning: Planning, workload: Workload) -> Trace
 
 
 def memory_on_gpu(state: States, traced: Trace | None, settings: Settings, planning: Planning) -> int:
-    """Return the bytes that a run needs on each GPU: states, its micro-batch at its peak, ZeRO's buffers, and CUDA's own."""
-    layout = replace(layout_of(settings, planning), stage=state.stage)
-    return int(state.device + (traced.peak if traced else 0) + buffer_bytes(layout) + CONTEXT)
+    """Return the bytes that a run needs on each GPU at a ZeRO stage."""
+    return bytes_on_gpu(state, layout_of(settings, planning), traced.peak if traced else 0)
 
 
 def memory_table(states: list[States], traced: Trace | None, settings: Settings, planning: Planning) -> str:
     """Return what each ZeRO stage needs, a line each, with the memory of a micro-batch, ZeRO's buffers, and CUDA."""
     world, peak = settings.world.size, traced.peak if traced else 0
+    own = states_of_run(states, settings.zero_stage, settings.offload)
     width = max(len(state.name) for state in states)
     head = (
         f"memory with {world:,} GPU{'s' * (world != 1)} in {settings.precision}, GiB (weights, gradients and optimizer as DeepSpeed "
@@ -159,11 +157,11 @@ def memory_table(states: list[States], traced: Trace | None, settings: Settings,
     for state in states:
         whole = memory_on_gpu(state, traced, settings, planning)
         alone, both, full, host = (number / GIB for number in (state.device, state.device + peak, whole, state.host))
-        mark = " <- this run" if _is_this_run(state, settings) else ""
+        mark = " <- this run" if state is own else ""
         lines.append(f"  {state.name:<{width}}  {alone:>9.2f}  {both:>14.2f}  {full:>16.2f}  {host:>10.2f}{mark}")
-    if "nvme" in offload_devices(settings.deepspeed):
+    if "nvme" in settings.offload:
         lines.append("  (what this run keeps on its NVMe disk takes no memory of the host but for buffers)")
-    if not any(_is_this_run(state, settings) for state in states):
+    if own is None:
         lines.append("  (for this run's ZeRO stage with its offload in this precision there is no estimate)")
     return "\n".join(lines)
 
@@ -177,8 +175,3 @@ def _micro_batch(traced: Trace | None, settings: Settings, planning: Planning) -
         f"{settings.batch.micro} rows of {settings.row_length} on {device} with {HOW[planning.planned.isolation]}, by the shapes of all "
         f"tensors: {traced.kept.total() / GIB:.2f} kept for the backward pass, {traced.peak / GIB:.2f} at most"
     )
-
-
-def _is_this_run(state: States, settings: Settings) -> bool:
-    optimizer, weights = (device != "none" for device in offload_devices(settings.deepspeed))
-    return state.name == layout_name(settings.zero_stage, optimizer, weights)

@@ -1,16 +1,16 @@
 """What a run would do on GPUs that are not here, by the cost model, as text."""
 
 from dialogpt_ds.config.arguments import Link
-from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.hardware import GIB
 from dialogpt_ds.model.calibration import ERROR
 from dialogpt_ds.model.gpu_specs import Gpu, link_of
+from dialogpt_ds.model.memory import Layout
 from dialogpt_ds.model.micro_batch_trace import Trace
 from dialogpt_ds.model.roofline import MicroBatchCost, cost_of
 from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.training.planning import Planning, hosts_of, layout_of
 from dialogpt_ds.training.settings import Settings
-from dialogpt_ds.training.step_cost import Layout, StepCost, step_cost
+from dialogpt_ds.training.step_cost import StepCost, step_cost
 
 LINK_NAMES: dict[Link, str] = {"nvlink": "NVLink", "pcie": "PCIe", "100gbe": "Ethernet of 100 Gbit/s"}
 
@@ -37,7 +37,7 @@ def forecast(settings: Settings, planning: Planning, traced: Trace, memory: int 
         _memory_line(settings, gpu, memory),
         *_category_lines(cost, layout, step),
     ]
-    optimizer, weights = offload_devices(settings.deepspeed)
+    optimizer, weights = settings.offload
     if weights != "none" or optimizer == "nvme":
         lines.append("  (what moves weights to the host, or anything to its NVMe disk, is not in the time)")
     return "\n".join(lines)
@@ -71,7 +71,7 @@ def _memory_line(settings: Settings, gpu: Gpu, memory: int | None) -> str:
         ways.append("--chunked_head")
     if settings.zero_stage < 3 and settings.world.size > 1:
         ways.append(f"ZeRO-{settings.zero_stage + 1} or higher")
-    if offload_devices(settings.deepspeed)[0] == "none":
+    if settings.offload[0] == "none":
         ways.append("offload (ds_configs/zero2_fp16_offload_optimizer.json)")
     return f"{needs}: IT DOES NOT FIT. Ways out: {', '.join([*ways, 'a smaller --model'])}"
 

@@ -7,20 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from dialogpt_ds.config.offload import offload_devices
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.hardware import device_of_run
-from dialogpt_ds.launching import gpu_precision
+from dialogpt_ds.launching.machine_checks import capability_troubles
 from dialogpt_ds.model.attention import VARLEN_CAPABILITY, isolation_on
 from dialogpt_ds.model.flops import DTYPES, Flops, flops_of
 from dialogpt_ds.model.gpu_specs import Capability, Gpu, gpu_of, link_of
 from dialogpt_ds.model.loss import Planned
+from dialogpt_ds.model.memory import Layout
 from dialogpt_ds.model.micro_batch_trace import Trace, planned_loss, trace
 from dialogpt_ds.model.probe import head_is_linear
 from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.order.batches import RankStep
 from dialogpt_ds.training.settings import Settings
-from dialogpt_ds.training.step_cost import Layout
 
 USUAL_GPUS_PER_HOST = 8
 DEEPSPEED_BUCKET = 500_000_000
@@ -52,9 +51,9 @@ def check_gpu(settings: Settings) -> None:
     """Check that the GPU that --gpu names can run what is planned; raises UserError."""
     gpu = gpu_of(settings.arguments.gpu)
     link_of(gpu, hosts_of(settings)[1], settings.arguments.link)
-    refusal, _ = gpu_precision.findings(settings.precision, gpu.capability, f"--gpu {gpu.name}")
-    if refusal:
-        raise UserError(f"{refusal}: {gpu_precision.FP16_CONFIGURATION}")
+    for trouble in capability_troubles(settings.precision, gpu.capability, f"--gpu {gpu.name}"):
+        if trouble.fatal:
+            raise UserError(str(trouble))
 
 
 def planning_of(settings: Settings, model: Any) -> Planning:
@@ -104,7 +103,7 @@ def layout_of(settings: Settings, planning: Planning) -> Layout:
         accumulation=settings.batch.accumulation,
         stage=stage,
         overlaps=bool(zero.get("overlap_comm", stage == 3)),
-        optimizer_on_host=offload_devices(settings.deepspeed)[0] != "none",
+        optimizer_on_host=settings.offload[0] != "none",
         precision=settings.precision,
         num_parameters=planning.num_parameters,
         num_tensors=planning.num_tensors,

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from dialogpt_ds.config.arguments import Link
-from dialogpt_ds.config.precision import Precision
 from dialogpt_ds.model.gpu_specs import (
     BANDWIDTH_SHARE,
     COLLECTIVE_SECONDS,
@@ -15,6 +14,7 @@ from dialogpt_ds.model.gpu_specs import (
     Gpu,
     link_speed,
 )
+from dialogpt_ds.model.memory import Layout
 from dialogpt_ds.model.roofline import MicroBatchCost
 
 ADAM_BYTES = 28
@@ -23,37 +23,6 @@ HALF_BYTES = 24
 """Besides, in half precision: the gradient is copied to fp32 (6), checked (2), its norm taken (4), unscaled (8), the weight copied (4)."""
 SINGLE_BYTES = 12
 """Besides, in fp32: the gradient's norm (4), and clipping it (8)."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a run is laid out over its GPUs."""
-
-    gpus: int
-    gpus_per_host: int
-    accumulation: int
-    stage: int
-    """Of ZeRO."""
-    overlaps: bool
-    """Whether gradients are reduced while the backward pass goes on."""
-    optimizer_on_host: bool
-    precision: Precision
-    num_parameters: int
-    num_tensors: int
-    """That hold the parameters."""
-    ready_last: int
-    """Parameters whose gradient is there only at the backward pass's end: those of the input embedding."""
-    bucket: int
-    """Numbers that are reduced at a time."""
-    sums_in_fp32: bool
-    """Whether gradients of several micro-batches are added up in fp32."""
-    sends_fp32: bool
-    """Whether gradients are reduced in fp32."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of a weight."""
-        return 4 if self.precision == "fp32" else 2
 
 
 @dataclass(frozen=True)
@@ -118,15 +87,3 @@ def _optimizer(layout: Layout, gpu: Gpu) -> float:
         across = 2 * layout.size * mine / (gpu.pcie * LINK_SHARE)
         return adding + other * mine / speed + across + ADAM_BYTES * mine * layout.gpus_per_host / HOST_BANDWIDTH
     return adding + (other + ADAM_BYTES) * mine / speed
-
-
-def buffer_bytes(layout: Layout) -> int:
-    """Return the bytes that ZeRO needs on a GPU besides the states: buckets, sums in fp32, and the weights that stage 3 has gathered."""
-    size = 4 if layout.sends_fp32 else layout.size
-    copy_of_bucket = size * min(layout.bucket, layout.num_parameters) if layout.gpus > 1 else 0
-    buckets = 0 if layout.stage == 0 else size * layout.bucket * (2 if layout.overlaps else 1)
-    # Up to DeepSpeed's stage3_max_live_parameters, a billion, weights stay from the forward pass to the backward pass.
-    gathered = layout.size * min(layout.num_parameters, 10**9) if layout.stage == 3 and layout.gpus > 1 else 0
-    own = layout.gpus if layout.stage >= 2 else 1
-    sums = 4 * layout.num_parameters // own if layout.sums_in_fp32 and layout.precision != "fp32" else 0
-    return buckets + copy_of_bucket + gathered + sums

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from dialogpt_ds.doctor.facts import HostFacts, HostGpu
-from dialogpt_ds.doctor.finding import Finding
+from dialogpt_ds.doctor.report import Finding
 
 GIB = 2**30
 A100 = HostGpu("NVIDIA A100-SXM4-40GB", 40 * GIB, 0, "8.0", "550.54")

@@ -11,13 +11,14 @@ import pytest
 from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.config.configuration import Configuration
 from dialogpt_ds.config.precision import Precision
-from dialogpt_ds.doctor import gpus, hosts, limits, memory_estimate, network, ops, output_folder, versions
+from dialogpt_ds.doctor import gpus, hosts, limits, network, software
 from dialogpt_ds.doctor.facts import HostGpu, facts_in, to_line
-from dialogpt_ds.doctor.finding import Finding, ok, problem, warning
-from dialogpt_ds.doctor.machine_facts import gpu_of_line
-from dialogpt_ds.doctor.report import Report
+from dialogpt_ds.doctor.host_facts import gpu_of_line
+from dialogpt_ds.doctor.report import Finding, Report, ok, problem, warning
 from dialogpt_ds.doctor.run_inputs import ModelSize
 from dialogpt_ds.doctor.tasks import Clock
+from dialogpt_ds.hardware import CpuRates
+from dialogpt_ds.launching.machine_facts import DeviceFacts, NvmeFolder
 from tests.doctor.made_up import A100, GIB, NODE, RANKS, V100, levels, node, only, pair
 
 
@@ -26,14 +27,14 @@ def test_nothing_is_wrong_with_two_equal_hosts() -> None:
     findings = [
         *gpus.gpu_findings(seen, RANKS, True),
         *gpus.cuda_findings(seen),
-        *gpus.precision_findings(seen, "bf16"),
-        *versions.version_findings(seen, ["torch>=2.13,<2.15", "numpy>=1.26"]),
-        *hosts.code_findings(seen, NODE),
+        *gpus.precision_findings(seen, "bf16", {}),
+        *software.version_findings(seen, ["torch>=2.13,<2.15", "numpy>=1.26"]),
+        *software.code_findings(seen, NODE),
         *hosts.machine_findings(seen),
         *limits.shm_findings(seen, RANKS),
         *limits.file_findings(seen, 4),
         *limits.memory_findings(seen, RANKS),
-        *ops.op_findings(seen, {"optimizer": {"params": {"torch_adam": True}}}),
+        *software.op_findings(seen, {"optimizer": {"params": {"torch_adam": True}}}),
         *network.name_findings(seen),
     ]
     assert set(levels(findings)) == {"ok"}, findings
@@ -42,20 +43,24 @@ def test_nothing_is_wrong_with_two_equal_hosts() -> None:
 
 def test_facts_survive_the_way_over_ssh_and_a_talkative_shell() -> None:
     assert facts_in(f"Welcome to worker-1!\n{to_line(NODE)}\nbye\n") == NODE
+    looked_at = node(
+        device=DeviceFacts("cpu", rates=CpuRates(fp32=2.0, bf16=1.0)), nvme_folders={"/nvme/run": NvmeFolder("/", True, False)}
+    )
+    assert facts_in(to_line(looked_at)) == looked_at
     assert facts_in(f"a banner without an end of line {to_line(NODE)}") == NODE
     assert facts_in("command not found") is None
 
 
 def test_a_host_with_another_version_is_named_with_both() -> None:
     packages = NODE.packages | {"torch": "2.12.0+cu126", "numpy": "2.4.5"}
-    torch, numpy = versions.difference_findings(pair(packages=packages))
+    torch, numpy = software.difference_findings(pair(packages=packages))
     assert (torch.level, numpy.level) == ("problem", "warning")
     assert torch.text == "worker-2: torch 2.12.0+cu126, on worker-1 it is 2.13.0+cu128"
 
 
 def test_versions_outside_the_ranges_are_problems() -> None:
     lines = ["torch>=2.13,<2.15", "deepspeed>=0.20", "numpy>=1.26", "wandb>=0.31; python_version<'3'"]
-    texts = versions.out_of_range({"torch": "2.13.0+cu128", "deepspeed": "0.19.8", "numpy": ""}, lines)
+    texts = software.out_of_range({"torch": "2.13.0+cu128", "deepspeed": "0.19.8", "numpy": ""}, lines)
     assert texts == ["deepspeed 0.19.8 is installed, >=0.20 is needed", "numpy is not installed (numpy>=1.26)"]
 
 
@@ -116,10 +121,46 @@ def test_a_host_without_gpus_among_others_with_some_is_a_problem() -> None:
 
 def test_bf16_needs_a_gpu_that_has_it() -> None:
     seen = [("", node(gpus=[V100]))]
-    assert "bf16 needs compute capability 8.0, and a GPU there has 7.0" in only(gpus.precision_findings(seen, "bf16")).text
-    assert levels(gpus.precision_findings(seen, "fp16")) == ["ok"]
+    assert "bf16 needs compute capability 8.0, and a GPU there has 7.0" in only(gpus.precision_findings(seen, "bf16", {})).text
+    assert levels(gpus.precision_findings(seen, "fp16", {})) == ["ok"]
     old = [("", node(gpus=[replace(V100, capability="6.1")]))]
-    assert levels(gpus.precision_findings(old, "fp16")) == ["warning"]
+    assert levels(gpus.precision_findings(old, "fp16", {})) == ["warning"]
+
+
+def test_what_a_host_lacks_for_precision_and_offload_is_one_line() -> None:
+    zero = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme/run"}}
+    on_cpu = DeviceFacts("cpu", computes_fp16=False)
+    seen = pair(device=on_cpu, nvme_folders={"/nvme/run": NvmeFolder("/nvme", True, False)}, ops_compatible={"async_io": False})
+    finding = only(gpus.precision_findings(seen[1:], "fp16", {"zero_optimization": zero}))
+    first, second, third = finding.text.splitlines()
+    assert first.startswith("worker-2: fp16 is on, but this device (cpu) can't compute in it")
+    assert (
+        second
+        == "zero_optimization.offload_optimizer.nvme_path '/nvme/run' can't be written to (/nvme is read-only); name another folder"
+    )
+    assert "apt-get install libaio-dev" in third
+    slow = replace(on_cpu, rates=CpuRates(fp32=119e9, bf16=25e9))
+    warned = only(gpus.precision_findings([("", node(num_visible=0, device=slow))], "bf16", {}))
+    assert (warned.level, warned.text[:33]) == ("warning", "bf16 is slower than fp32 on this ")
+
+
+def test_a_host_without_a_compiler_can_build_nothing() -> None:
+    offload = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    finding = only(software.op_findings([("", node(compiler=None, compiler_name="clang++"))], offload))
+    assert finding.level == "problem"
+    assert finding.text.startswith(
+        "no C++ compiler: DeepSpeed builds cpu_adam (the optimizer is offloaded to the host) on first use"
+    )
+    assert "there is no clang++ on PATH" in finding.text
+
+
+def test_an_operation_that_ds_report_refuses_is_named() -> None:
+    lamb = {"optimizer": {"type": "Lamb"}}
+    finding = only(software.op_findings([("", node(ops_compatible={"fused_lamb": False}))], lamb))
+    assert (finding.level, finding.text) == (
+        "problem",
+        "DeepSpeed says that fused_lamb (the optimizer is DeepSpeed's own Lamb) can't be built there (ds_report)",
+    )
 
 
 def test_lines_of_nvidia_smi_are_read() -> None:
@@ -130,11 +171,11 @@ def test_lines_of_nvidia_smi_are_read() -> None:
 
 def test_an_operation_for_gpus_needs_cudas_compiler_of_the_same_version() -> None:
     lamb = {"optimizer": {"type": "Lamb"}}
-    missing = only(ops.op_findings([("", node(nvcc=""))], lamb))
+    missing = only(software.op_findings([("", node(nvcc=""))], lamb))
     assert missing.level == "problem"
     assert missing.text.startswith("no nvcc: DeepSpeed builds fused_lamb (the optimizer is DeepSpeed's own Lamb)")
-    assert "nvcc is of CUDA 11.8, PyTorch of 12.8" in only(ops.op_findings([("", node(nvcc="11.8"))], lamb)).text
-    assert levels(ops.op_findings([("", node(nvcc="", ops_built=["fused_lamb"]))], lamb)) == ["ok"]
+    assert "nvcc is of CUDA 11.8, PyTorch of 12.8" in only(software.op_findings([("", node(nvcc="11.8"))], lamb)).text
+    assert levels(software.op_findings([("", node(nvcc="", ops_built=["fused_lamb"]))], lamb)) == ["ok"]
 
 
 def test_the_folder_of_operations_that_deepspeed_was_not_installed_with_is_told() -> None:
@@ -144,13 +185,13 @@ def test_the_folder_of_operations_that_deepspeed_was_not_installed_with_is_told(
         ({"ops_in_folder": ["fused_lamb"]}, "Lamb; built before, in /home/ops)"),
         ({"ops_built": ["fused_lamb"]}, "Lamb; built)"),
     ):
-        assert words in only(ops.op_findings([("", node(ops_folder="/home/ops", **changes))], lamb)).text
+        assert words in only(software.op_findings([("", node(ops_folder="/home/ops", **changes))], lamb)).text
 
 
 @pytest.mark.parametrize(("free", "level"), [(0.9, "problem"), (3.0, "warning"), (5.5, "ok")])
 def test_room_for_one_checkpoint_is_needed_and_for_all_is_better(free: float, level: str) -> None:
     seen = [("", node(output_free=int(free * 10**9)))]
-    assert levels(output_folder.output_findings(seen, Path("/out"), 10**9, 4 * 10**8, keep=3)) == [level]
+    assert levels(limits.output_findings(seen, Path("/out"), 10**9, of_run=54 * 10**8, keep=3)) == [level]
 
 
 def configuration_of(stage: int, precision: Precision) -> Configuration:
@@ -172,14 +213,14 @@ def test_the_states_of_a_stage_are_held_against_the_smallest_gpu(stage: int, gpu
     size = ModelSize(774_030_080, 64_328_960)
     configuration = configuration_of(stage, "fp16")
     seen = pair(gpus=[A100, gpu])
-    assert levels(memory_estimate.fit_findings(seen, RANKS, configuration, size)) == [level]
+    assert levels(gpus.fit_findings(seen, RANKS, configuration, size)) == [level]
 
 
 def test_processes_on_a_cpu_share_the_hosts_memory() -> None:
     size = ModelSize(124_439_808, 38_597_376)
     configuration = configuration_of(1, "fp32")
     small = node(num_visible=0, gpus=[], memory=(2 * GIB, 2 * GIB))
-    finding = only(memory_estimate.fit_findings([("", small)], {"": 2}, configuration, size))
+    finding = only(gpus.fit_findings([("", small)], {"": 2}, configuration, size))
     assert finding.level == "problem"
     assert finding.text.startswith(
         "2 processes need 3.2 GiB of the host's memory for weights, gradients and optimizer, and it has 2.0"
@@ -192,6 +233,8 @@ def test_limits_grow_with_the_run() -> None:
     assert "2,560 may be needed" in only(limits.file_findings(seen, 512)).text
     assert levels(limits.shm_findings([("", node(shared_memory=(64 << 20, 64 << 20)))], {"": 8})) == ["warning"]
     assert levels(limits.memory_findings([("", node(memory=(8 * GIB, GIB)))], {"": 8})) == ["warning"]
+    assert "can't be looked at" in only(limits.shm_findings([("", node(shared_memory=(0, 0)))], {"": 1})).text
+    assert limits.shm_findings([("", node(shared_memory=(0, 0), failures={"limits": "OSError"}))], {"": 1}) == []
 
 
 def test_a_check_that_crashes_or_hangs_is_a_warning_that_names_it() -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from dialogpt_ds.doctor import hosts, launch_files, machine_facts, network, output_folder
+from dialogpt_ds.doctor import host_facts, hosts, limits, network, software
 from dialogpt_ds.doctor.facts import Request
-from dialogpt_ds.doctor.finding import by_host
+from dialogpt_ds.doctor.meeting import MeetingPlace, Visit
+from dialogpt_ds.doctor.report import by_host
 from dialogpt_ds.doctor.ssh import SshOutcome, run_for, why_not
-from dialogpt_ds.doctor.survey import Answer, MeetingPlace, Survey
-from dialogpt_ds.doctor.visit import Visit
+from dialogpt_ds.doctor.survey import Answer, Survey
 from dialogpt_ds.launching.hostfile import Host
 from tests.doctor.made_up import NODE, levels, node, only, pair
 from tests.helpers.append_only import append_only
@@ -79,14 +79,14 @@ def test_a_single_host_of_the_hostfile_must_be_the_one_that_starts_it() -> None:
     ],
 )
 def test_other_code_and_a_missing_folder_are_problems(changes: dict[str, Any], words: str) -> None:
-    finding = only(hosts.code_findings(pair(**changes), NODE))
+    finding = only(software.code_findings(pair(**changes), NODE))
     assert finding.level == "problem"
     assert finding.text.startswith("worker-2: ")
     assert words in finding.text
 
 
 def test_another_commit_with_the_same_code_is_a_warning_for_the_trainer_takes_it() -> None:
-    finding = only([found for found in hosts.code_findings(pair(revision="1234567890abcdef"), NODE) if found.level != "ok"])
+    finding = only([found for found in software.code_findings(pair(revision="1234567890abcdef"), NODE) if found.level != "ok"])
     assert finding.level == "warning"
     assert "git revision 1234567890, here it is abcdef0123, with the same dialogpt_ds" in finding.text
 
@@ -99,11 +99,11 @@ def test_a_run_that_is_started_on_each_host_needs_no_pdsh(monkeypatch: pytest.Mo
 
 
 def test_a_copy_of_the_same_code_without_git_is_as_good() -> None:
-    assert levels(hosts.code_findings(pair(revision=""), NODE)) == ["ok"]
+    assert levels(software.code_findings(pair(revision=""), NODE)) == ["ok"]
 
 
 def test_a_broken_pytorch_is_a_problem_and_an_unknown_limit_a_warning() -> None:
-    found = hosts.failure_findings([("", node(failures={"torch_facts": "ImportError: libcudart", "limits": "OSError: x"}))])
+    found = software.failure_findings([("", node(failures={"torch_facts": "ImportError: libcudart", "limits": "OSError: x"}))])
     assert levels(found) == ["problem", "warning"]
     assert found[0].text == "PyTorch can't be used: ImportError: libcudart"
 
@@ -139,28 +139,28 @@ def test_a_port_in_use_is_a_problem() -> None:
 
 
 def test_an_output_dir_that_is_not_shared_is_a_problem() -> None:
-    finding = only(output_folder.shared_findings(survey(Visit(sees_token=False)), Path("/out")))
+    finding = only(limits.shared_findings(survey(Visit(sees_token=False)), Path("/out")))
     assert (finding.level, finding.text) == ("problem", "worker-2: what worker-1 writes to /out is not seen")
-    assert levels(output_folder.shared_findings(survey(Visit(sees_token=True)), Path("/out"))) == ["ok"]
+    assert levels(limits.shared_findings(survey(Visit(sees_token=True)), Path("/out"))) == ["ok"]
 
 
 def test_an_output_dir_without_renames_is_a_problem(tmp_path: Path) -> None:
     with append_only(tmp_path / "out") as output:
-        facts = node(**machine_facts.output_folder(Request(str(tmp_path), output_dir=str(output))))
-        assert levels(findings := output_folder.output_findings([("", facts)], output, 1, 1, 1)) == ["problem"]
+        facts = node(**host_facts.output_folder(Request(str(tmp_path), output_dir=str(output))))
+        assert levels(findings := limits.output_findings([("", facts)], output, 1, 1, 1)) == ["problem"]
         assert findings[0].text == (
             f"{output} can't be written to as a checkpoint is: its folders can't be renamed (Operation not permitted), for --output_dir "
             f"{output}"
         )
-    facts = node(**machine_facts.output_folder(Request(str(tmp_path), output_dir=str(tmp_path / "to-be-made"))))
-    assert levels(output_folder.output_findings([("", facts)], tmp_path, 1, 1, 1)) == ["ok"]
+    facts = node(**host_facts.output_folder(Request(str(tmp_path), output_dir=str(tmp_path / "to-be-made"))))
+    assert levels(limits.output_findings([("", facts)], tmp_path, 1, 1, 1)) == ["ok"]
 
 
 def test_lines_that_crash_the_launcher_are_a_problem_where_it_starts_several_hosts(tmp_path: Path) -> None:
     file = tmp_path / ".deepspeed_env"
     file.write_text("# the network\n")
-    assert levels(launch_files.variables_findings([Host("a", 1, 1)], [file])) == ["warning"]
-    assert levels(launch_files.variables_findings([Host("a", 1, 1), Host("b", 1, 2)], [file])) == ["problem"]
+    assert levels(hosts.variables_findings([Host("a", 1, 1)], [file])) == ["warning"]
+    assert levels(hosts.variables_findings([Host("a", 1, 1), Host("b", 1, 2)], [file])) == ["problem"]
 
 
 def test_equal_texts_of_many_hosts_are_one_line() -> None:

@@ -9,14 +9,14 @@ import torch
 from dialogpt_ds.config.precision import Precision
 from dialogpt_ds.hardware import GIB
 from dialogpt_ds.model.calibration import preset_config
-from dialogpt_ds.model.gpu_specs import CONTEXT, gpu_of, link_of
+from dialogpt_ds.model.gpu_specs import gpu_of, link_of
 from dialogpt_ds.model.loss import Planned, TargetLoss
-from dialogpt_ds.model.memory import largest_layer, model_states
+from dialogpt_ds.model.memory import Layout, bytes_on_gpu, largest_layer, model_states
 from dialogpt_ds.model.micro_batch_trace import planned_loss, trace
 from dialogpt_ds.model.presets import VOCABULARY
 from dialogpt_ds.model.roofline import cost_of
 from dialogpt_ds.model.workload import Workload
-from dialogpt_ds.training.step_cost import Layout, buffer_bytes, step_cost
+from dialogpt_ds.training.step_cost import step_cost
 from tests.conftest import ROOT
 
 NEAR = 0.03
@@ -45,7 +45,7 @@ def modelled(
     laid_out = layout(loss, gpus, accumulation, precision)
     step = step_cost(laid_out, kind, link_of(kind, 1), cost_of(traced, kind, VOCABULARY))
     states = model_states(laid_out.num_parameters, largest_layer(loss), gpus, 1, precision)
-    needed = next(state for state in states if state.name == "ZeRO-1").device + traced.peak + buffer_bytes(laid_out) + CONTEXT
+    needed = bytes_on_gpu(next(state for state in states if state.name == "ZeRO-1"), laid_out, traced.peak)
     return traced.workload.tokens * accumulation * gpus / step.seconds, needed / GIB
 
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from dialogpt_ds.model.gpu_specs import BANDWIDTH_SHARE, COLLECTIVE_SECONDS, HOOK_SECONDS, LINK_SHARE, STEP_SECONDS, gpu_of
+from dialogpt_ds.model.memory import Layout, buffer_bytes
 from dialogpt_ds.model.roofline import MicroBatchCost
-from dialogpt_ds.training.step_cost import Layout, buffer_bytes, step_cost
+from dialogpt_ds.training.step_cost import step_cost
 
 A100 = gpu_of("A100-40")
 WEIGHTS = 100_000_000
