@@ -35,10 +35,10 @@ _Answer = TypeVar("_Answer")
 RECORD = "fetched_from.json"
 """Written last into a fetched folder; a folder without it is somebody's own."""
 WAY_OUT = "move the folder away, or name another --data_folder"
-ATTEMPTS = 6
-PAUSE_SECONDS = 2.0
+HUB_ATTEMPTS = 6
+HUB_PAUSE_SECONDS = 2.0
 """Before the second attempt, and twice as long before each further one: about a minute in all."""
-HUB_SECONDS = 10.0
+LISTING_SECONDS = 10.0
 """Longest wait for the hub's answer about a repository."""
 WEIGHTS = (
     ("model.safetensors", None),
@@ -136,7 +136,7 @@ def find_release(hub_id: str, revision: str, say: Say) -> Release:
     """
 
     def ask() -> Release:
-        info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=HUB_SECONDS)
+        info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=LISTING_SECONDS)
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
         files = tuple(_hub_file(siblings[name]) for name in wanted_files(hub_id, list(siblings)))
         if info.sha is None:
@@ -207,11 +207,11 @@ def _patiently(ask: Callable[[], _Answer], hub_id: str, revision: str, say: Say,
             tried_again = isinstance(error, LocalEntryNotFoundError)  # by the library, five times, before it says this
             cause = error.__cause__ if tried_again and error.__cause__ else error
             failure = _failure(cause, hub_id, revision, broken)
-            if isinstance(failure, UserError) or tried_again or attempt == ATTEMPTS:
+            if isinstance(failure, UserError) or tried_again or attempt == HUB_ATTEMPTS:
                 raise failure from error
-            seconds = PAUSE_SECONDS * 2 ** (attempt - 1)
+            seconds = HUB_PAUSE_SECONDS * 2 ** (attempt - 1)
             attempt += 1
-            say(f"{_reason(cause, broken)}; attempt {attempt} of {ATTEMPTS} in {seconds:.0f} s")
+            say(f"{_reason(cause, broken)}; attempt {attempt} of {HUB_ATTEMPTS} in {seconds:.0f} s")
             time.sleep(seconds)
 
 

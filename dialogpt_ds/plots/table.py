@@ -4,7 +4,7 @@ import numpy as np
 
 from dialogpt_ds.plots.runs import Run, Series, seconds_by_part
 
-COLUMNS = ("run", "steps", "last loss", "best eval ppl", "at step", "last eval ppl", "median tokens/s", "median MFU", "hours")
+TABLE_COLUMNS = ("run", "steps", "last loss", "best eval ppl", "at step", "last eval ppl", "median tokens/s", "median MFU", "hours")
 MISSING = "-"
 
 
@@ -13,8 +13,8 @@ def comparison_table(runs: list[Run]) -> str:
 
     Hours are those of the logged steps, saving and evaluation included; start-up and lost work are not in them.
     """
-    rows = [COLUMNS, *(_row(run) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    rows = [TABLE_COLUMNS, *(_row(run) for run in runs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(TABLE_COLUMNS))]
     lines = []
     for row in rows:
         numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]

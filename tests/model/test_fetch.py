@@ -28,7 +28,7 @@ PARAMETERS = 257 * 16 + 1_024 * 16 + (16 * 48 + 48 + 16 * 16 + 16 + 16 * 64 + 64
 """Embedding, positions, one layer (attention, its projection, the MLP's two, two norms), the last norm; the head is tied."""
 COMMAND = str(ROOT / "launch" / "fetch_models.py")
 IMPATIENT = (
-    "import runpy, sys, time; from dialogpt_ds.model import hub; hub.HUB_SECONDS = 2.0; "
+    "import runpy, sys, time; from dialogpt_ds.model import hub; hub.LISTING_SECONDS = 2.0; "
     "sleep = time.sleep; time.sleep = lambda seconds: sleep(seconds / 200); sys.argv = sys.argv[1:]; "
     "runpy.run_path(sys.argv[0], run_name='__main__')"
 )
