@@ -87,7 +87,7 @@ class PartEncoder:
             turns=len(conversation.turns),
         )
         if not row.rule:
-            weights = turn_weights(conversation, settings.targets, source.default_targets, settings.persona)
+            weights = turn_weights(conversation, settings.targets, source.format.default_targets, settings.persona)
             if settings.reverse:
                 conversation, weights = reversed_direction(conversation, weights)
             row.text_bytes = text_bytes

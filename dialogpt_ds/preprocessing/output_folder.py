@@ -42,7 +42,7 @@ def configuration_of(arguments: ShardArguments, inputs: Sequence[Input], vocabul
 
 
 def _facts_of(source: Input) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(json.dumps(asdict(source)))
+    facts: dict[str, Any] = json.loads(json.dumps(source.facts()))
     if source.path != "-":
         stat = Path(source.path).stat()
         facts |= {"path": str(Path(source.path).absolute()), "size": stat.st_size, "modified": stat.st_mtime_ns}

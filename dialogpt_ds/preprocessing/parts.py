@@ -53,7 +53,8 @@ class PartTask:
             if self.start:
                 file.seek(self.start - 1)
                 file.readline()  # the line that began before
-            yield from self.source.line_records(lines_of(_until(file, self.stop), self.source.path, self.start == 0))
+            lines = lines_of(_until(file, self.stop), self.source.path, self.start == 0)
+            yield from self.source.format.records(lines, self.source.path)
 
 
 def _sum_of(records: Sequence[Record]) -> str:

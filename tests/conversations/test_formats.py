@@ -11,7 +11,8 @@ import pytest
 from dialogpt_ds.conversations import files
 from dialogpt_ds.conversations.conversation import Record, RejectedRecordError, Turn
 from dialogpt_ds.conversations.filters import make_filter
-from dialogpt_ds.conversations.formats import chat_log, jsonl
+from dialogpt_ds.conversations.formats.chat_log import ChatLog
+from dialogpt_ds.conversations.formats.jsonl import JsonLines
 from dialogpt_ds.conversations.inputs import Input, open_inputs
 from dialogpt_ds.conversations.targets import reversed_direction, turn_weights
 from dialogpt_ds.errors import UserError
@@ -34,7 +35,7 @@ def learned(source: Input, targets: str = "input") -> list[list[str]]:
     found = []
     for record in source.records():
         conversation = source.read(record)
-        weights = turn_weights(conversation, targets, source.default_targets, source.persona)  # type: ignore[arg-type]
+        weights = turn_weights(conversation, targets, source.format.default_targets, source.persona)  # type: ignore[arg-type]
         found.append([turn.text for turn, weight in zip(conversation.turns, weights, strict=True) if weight > 0])
     return found
 
@@ -69,8 +70,8 @@ def test_a_weight_that_one_turn_has_is_never_ignored(tmp_path: Path) -> None:
     turns = [{"role": role, "content": "x"} | ({} if weight is None else {"weight": weight}) for role, weight in said]
     source = opened(tmp_path, "a.jsonl", json.dumps({"messages": turns}))
     conversation = source.read(next(source.records()))
-    assert turn_weights(conversation, "input", source.default_targets) == [0.0, 0.5, 0.0, 1.0, 0.0]
-    assert turn_weights(conversation, "all", source.default_targets) == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert turn_weights(conversation, "input", source.format.default_targets) == [0.0, 0.5, 0.0, 1.0, 0.0]
+    assert turn_weights(conversation, "all", source.format.default_targets) == [0.0, 1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_a_weight_that_one_turn_has_is_never_ignored(tmp_path: Path) -> None:
 )
 def test_lines_that_are_no_conversation(line: str, reason: str) -> None:
     with pytest.raises(RejectedRecordError, match=reason):
-        jsonl.read_record(Record(1, line.encode()))
+        JsonLines().read(Record(1, line.encode()))
 
 
 def test_tables_with_a_response_and_contexts_newest_first(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_chat_logs(tmp_path: Path) -> None:
     assert learned(source) == [["hello how are you? and she?"], ["see http://x.org", ""]]
     assert learned(opened(tmp_path, "log.txt", text, persona="Ann")) == [[], [""]]
     with pytest.raises(RejectedRecordError, match="no name before the first line"):
-        chat_log.read_record(Record(1, b"hello\nAnn: hi"))
+        ChatLog().read(Record(1, b"hello\nAnn: hi"))
 
 
 @pytest.mark.parametrize(
