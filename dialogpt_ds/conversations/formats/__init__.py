@@ -7,7 +7,6 @@ from dialogpt_ds.conversations.formats.chat_log import ChatLog
 from dialogpt_ds.conversations.formats.chitchat import Chitchat
 from dialogpt_ds.conversations.formats.dialogpt_tsv import DialogptTsv
 from dialogpt_ds.conversations.formats.jsonl import JsonLines
-from dialogpt_ds.conversations.formats.subtitles import Subtitles
 from dialogpt_ds.conversations.formats.tables import ResponseTable
 
 FORMATS: dict[str, type[Format]] = {
@@ -16,7 +15,6 @@ FORMATS: dict[str, type[Format]] = {
         Chitchat,
         JsonLines,
         ResponseTable,
-        Subtitles,
         DialogptTsv,
         ChatLog,
     )
