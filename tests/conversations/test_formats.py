@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from dialogpt_ds.conversations import files
-from dialogpt_ds.conversations.conversation import Record, RejectedRecordError, Turn
+from dialogpt_ds.conversations.conversation import Conversation, Record, RejectedRecordError, Turn
 from dialogpt_ds.conversations.filters import make_filter
+from dialogpt_ds.conversations.formats import FORMATS
+from dialogpt_ds.conversations.formats.base import Format
 from dialogpt_ds.conversations.formats.chat_log import ChatLog
 from dialogpt_ds.conversations.formats.jsonl import JsonLines
 from dialogpt_ds.conversations.inputs import Input, open_inputs
@@ -242,8 +244,6 @@ def test_the_head_of_standard_input_is_not_lost(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_filters(text: str, rule: str | None) -> None:
-    from dialogpt_ds.conversations.conversation import Conversation
-
     rule_of = make_filter(["urls", "repeated_words", "long_words", "markup"], 0, None)
     assert rule_of(Conversation([Turn("fine"), Turn(text)])) == rule
     assert make_filter([], 0, None)(Conversation([Turn(text)])) is None, "each is off by default"
@@ -253,10 +253,28 @@ def test_filters(text: str, rule: str | None) -> None:
 
 def test_the_reversed_direction_learns_what_was_said_from_the_reply() -> None:
     """A pair is never dropped because its source has weight 0: the source is learned, with its reply's weight."""
-    from dialogpt_ds.conversations.conversation import Conversation
-
     conversation, weights = reversed_direction(Conversation([Turn("a"), Turn("b")]), [0.0, 1.0])
     assert ([turn.text for turn in conversation.turns], weights) == (["b", "a"], [0.0, 1.0])
     conversation, weights = reversed_direction(Conversation([Turn(c) for c in "abcd"]), [0.0, 1.0, 0.0, 0.5])
     assert ([turn.text for turn in conversation.turns], weights) == (["d", "c", "b", "a"], [0.0, 0.5, 0.0, 1.0])
     assert reversed_direction(Conversation(), []) == (Conversation(), [])
+
+
+def test_a_new_format_is_a_class_and_its_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slashes(Format):
+        name, summary, title, missing = "slashes", "turns between slashes", "turns between slashes", "no slash"
+
+        @classmethod
+        def recognises(cls, head: files.Head) -> bool:
+            return " / " in head.first
+
+        def read(self, record: Record) -> Conversation:
+            return Conversation([Turn(text) for text in str(record.content, "utf-8").split(" / ")])  # type: ignore[arg-type]
+
+    monkeypatch.setitem(FORMATS, "slashes", Slashes)
+    for chosen in ("auto", "slashes"):
+        source = opened(tmp_path, "a.txt", "how are you / fine\n", format_name=chosen)
+        assert (source.describe(), texts(source)) == (f"{tmp_path / 'a.txt'}: turns between slashes", [["how are you", "fine"]])
+        assert source.facts()["format"] == "slashes"
+    with pytest.raises(UserError, match=r"no NAME: text, and no slash\. Name the --format"):
+        opened(tmp_path, "a.txt", "just a line\n")
