@@ -15,7 +15,7 @@ from dialogpt_ds.conversations.filters import RULES, make_filter
 from dialogpt_ds.conversations.inputs import Input
 from dialogpt_ds.conversations.targets import Targets, reversed_direction, turn_weights
 from dialogpt_ds.preprocessing.cutting import cut_conversation
-from dialogpt_ds.preprocessing.parts import COLUMNS, ConversationRow, Part, PartTask, Reject
+from dialogpt_ds.preprocessing.parts import COLUMN_TYPES, ConversationRow, Part, PartTask, Reject
 from dialogpt_ds.shards.blocks import Block, smallest_dtype
 from dialogpt_ds.tokenization import Encode, find_tokenizer, make_encoder
 
@@ -153,7 +153,7 @@ class PartBuilder:
     def part(self, rejects: list[Reject], num_lines: int, content_sum: str) -> Part:
         """Return the part as arrays."""
         columns: dict[str, np.ndarray] = {
-            name: np.array([getattr(row, name) for row in self.rows], dtype) for name, dtype in COLUMNS.items()
+            name: np.array([getattr(row, name) for row in self.rows], dtype) for name, dtype in COLUMN_TYPES.items()
         }
         columns["digest"] = columns["digest"].reshape(len(self.rows), 2)  # of a part without conversations too
         block = Block(

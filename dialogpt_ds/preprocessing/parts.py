@@ -141,8 +141,7 @@ class ConversationRow:
     examples: int = 0
 
 
-COLUMNS: dict[str, type] = {
-    "digest": np.uint64,
+COLUMN_TYPES: dict[str, type] = {
     "split": np.uint8,
     "rule": np.uint8,
     "turns": np.int32,
@@ -154,6 +153,7 @@ COLUMNS: dict[str, type] = {
     "targets_cut": np.int64,
     "turns_cut": np.int32,
     "examples": np.int32,
+    "digest": np.uint64,
 }
 """The fields of all rows of a part, as arrays of these types."""
 
@@ -189,7 +189,7 @@ class Part:
         with _arrays_of(path) as arrays:
             facts = json.loads(arrays["facts"].tobytes())
             block = Block(**{name: arrays[f"block_{name}"] for name in Block.__dataclass_fields__})
-            columns = {name: arrays[name] for name in COLUMNS}
+            columns = {name: arrays[name] for name in COLUMN_TYPES}
         return cls(columns, block, [Reject(*reject) for reject in facts["rejects"]], facts["num_lines"], facts["content_sum"])
 
 
