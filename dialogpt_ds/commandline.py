@@ -31,9 +31,16 @@ class Parsed(Generic[Arguments]):
     """Names that were given on the command line or in a config file, so that a default is never taken for a choice."""
 
 
-def option(default: Any, *aliases: str, positional: bool = False) -> Any:
-    """A dataclass field with aliases on the command line, e.g. `option("117M", "--model")`."""
-    metadata = {"aliases": aliases, "positional": positional}
+def option(default: Any, *aliases: str, positional: bool = False, words: dict[str, str] | None = None) -> Any:
+    """A dataclass field with aliases on the command line, e.g. `option("117M", "--model")`.
+
+    Args:
+        default: its value where none is given.
+        aliases: other names.
+        positional: it is given without its name.
+        words: what stands for `{name}` in the docstring under the field.
+    """
+    metadata = {"aliases": aliases, "positional": positional, "words": words}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -57,6 +64,8 @@ def build_parser(arguments_class: type, description: str, program: str | None = 
         factory: Any = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
         text = helps.get(field.name) or ""
+        if field.metadata.get("words"):
+            text = text.format(**field.metadata["words"])
         shared: dict[str, Any] = {"type": hints[field.name], "default": default, "help": text}
         if field.metadata.get("positional"):
             parser.add_argument(field.name, nargs="+", help=text, type=str)

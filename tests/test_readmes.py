@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dialogpt_ds.doctor.arguments import DoctorArguments
 
 from dialogpt_ds.commands import dashboard, export, fetch_models, import_pkl, plot, replies
 from dialogpt_ds.config.arguments import TrainingArguments
-from dialogpt_ds.doctor.arguments import DoctorArguments
 from dialogpt_ds.preprocessing.arguments import ShardArguments
 from dialogpt_ds.preprocessing.inspect import InspectArguments
 from tests.conftest import ROOT
@@ -129,3 +129,13 @@ def test_other_blocks_can_be_read(readme: Path) -> None:
         compile(block, str(readme), "exec")
     for block in blocks_of(readme, "yaml"):
         assert yaml.safe_load(block)
+
+
+def test_the_tour_names_files_that_are_there_and_a_short_journey() -> None:
+    text = (ROOT / "dialogpt_ds" / "README.md").read_text(encoding="utf-8")
+    named = [path for path in IN_BACKTICKS.findall(text) if re.fullmatch(r"[\w/]+\.py", path) and "/" in path]
+    assert [path for path in named if not any((folder / path).is_file() for folder in (ROOT, ROOT / "dialogpt_ds"))] == []
+    journey = re.findall(r"^\| \d+ \| `([\w/.]+)` \|", text, re.MULTILINE)
+    assert 20 <= len(journey) <= 25
+    packages = {path.name for path in (ROOT / "dialogpt_ds").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert packages == set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE))

@@ -9,6 +9,8 @@ import lzma
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,11 +56,6 @@ def is_compressed(path: str) -> bool:
     return Path(path).suffix in _OPENERS
 
 
-def plain_suffix(path: str) -> str:
-    """Return the suffix in front of that of the compression: `.jsonl` of `a.jsonl.gz`."""
-    return Path(path).with_suffix("").suffix if is_compressed(path) else Path(path).suffix
-
-
 def open_bytes(path: str) -> IO[bytes]:
     """Open a file, or standard input, for reading bytes, decompressed."""
     if path == STDIN:
@@ -82,6 +79,37 @@ def head_of(path: str) -> bytes:
         raise _broken_off(path, error) from error
     head = head.removeprefix(codecs.BOM_UTF8)
     return head if len(head) < HEAD_BYTES - 3 else head[: head.rfind(b"\n") + 1] or head
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first lines of a file, from which its format is told."""
+
+    path: str
+    lines: list[bytes]
+    """As they are, without their line ends."""
+
+    @classmethod
+    def of(cls, path: str) -> "Head":
+        """Read it; raises UserError."""
+        start = head_of(path)
+        lines = start.split(b"\n")
+        return cls(path, lines[:-1] if start.endswith(b"\n") else lines)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The lines that are not blank, with a sign in the place of what is no UTF-8."""
+        return [line.decode("utf-8", errors="replace").removesuffix("\r") for line in self.lines if line.strip()]
+
+    @property
+    def first(self) -> str:
+        """The first of these, or nothing."""
+        return self.texts[0] if self.texts else ""
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the file's name in front of that of the compression: `.jsonl` of `a.jsonl.gz`."""
+        return Path(self.path).with_suffix("").suffix if is_compressed(self.path) else Path(self.path).suffix
 
 
 def lines_of(file: Iterable[bytes], path: str, is_start: bool = True) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from dialogpt_ds.errors import UserError
 from dialogpt_ds.files import replace_file
 from dialogpt_ds.plots.runs import EVERY_STEP_PARTS, OCCASIONAL_PARTS, OTHER, Run, Series, seconds_by_part
 
-FORMATS = (".png", ".svg")
+IMAGE_SUFFIXES = (".png", ".svg")
 NUM_POINTS_TO_SMOOTH = 50
 """Curves with more points than this are smoothed, with the raw values pale behind."""
 NUM_POINTS_TO_DRAW = 4000
@@ -73,8 +73,8 @@ def checked_picture(text: str, what: str) -> Path:
         UserError: its name does not end in a kind of picture, it is a folder, or matplotlib is not installed.
     """
     output = Path(text).expanduser()
-    if output.suffix.lower() not in FORMATS:
-        allowed = " or ".join(FORMATS)
+    if output.suffix.lower() not in IMAGE_SUFFIXES:
+        allowed = " or ".join(IMAGE_SUFFIXES)
         raise UserError(f"{what} {text!r}: the name must end in {allowed}, which says the kind of picture to write")
     if output.is_dir():
         raise UserError(f"{what} {text!r} is a folder, the name of a file is needed, e.g. {output / 'curves.png'}")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from dialogpt_ds.commandline import option
 from dialogpt_ds.conversations.filters import PATTERNS
-from dialogpt_ds.conversations.inputs import FormatName, TurnWeights
+from dialogpt_ds.conversations.formats import FORMATS, FormatName
+from dialogpt_ds.conversations.formats.base import TurnWeights
 from dialogpt_ds.conversations.targets import Targets
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.preprocessing.encoding import EncodingSettings
@@ -21,9 +22,8 @@ class ShardArguments:
     input: list[str] = option([])
     """Files with conversations, patterns like 'data/*.jsonl.gz', or - for standard input; plain, .gz, .bz2, .xz or .zst. Not needed for
     --format chitchat, which has its own."""
-    format: FormatName = "auto"
-    """dialogpt (weighted or plain TSV), jsonl, csv (or TSV with a header), chat (NAME: text), chitchat (the PyPI package), or auto: told
-    from each file's head, and printed."""
+    format: FormatName = option("auto", words={"formats": ", ".join(f"{name} ({kind.summary})" for name, kind in FORMATS.items())})
+    """{formats}, or auto: told from each file's head, and printed."""
     turn_weights: TurnWeights = "auto"
     """Whether the turns of a DialoGPT TSV begin with a weight; auto decides it from the head of each file and says so."""
     persona: str = ""

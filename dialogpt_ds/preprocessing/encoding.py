@@ -15,7 +15,7 @@ from dialogpt_ds.conversations.filters import RULES, make_filter
 from dialogpt_ds.conversations.inputs import Input
 from dialogpt_ds.conversations.targets import Targets, reversed_direction, turn_weights
 from dialogpt_ds.preprocessing.cutting import cut_conversation
-from dialogpt_ds.preprocessing.parts import COLUMNS, DIGEST, Part, PartTask, Reject
+from dialogpt_ds.preprocessing.parts import COLUMN_TYPES, ConversationRow, Part, PartTask, Reject
 from dialogpt_ds.shards.blocks import Block, smallest_dtype
 from dialogpt_ds.tokenization import Encode, find_tokenizer, make_encoder
 
@@ -64,7 +64,7 @@ class PartEncoder:
 
     def __call__(self, task: PartTask) -> Part:
         """Return what a part's records became."""
-        made = _Made(self.token_dtype, self.settings.max_seq_length)
+        builder = PartBuilder(self.token_dtype, self.settings.max_seq_length)
         rejects, lines = [], 0
         for record in task.read():
             lines = record.line
@@ -73,29 +73,29 @@ class PartEncoder:
             except RejectedRecordError as error:
                 rejects.append(Reject(record.line, str(error), text_of(record)))
                 continue
-            self._take(task.source, conversation, made)
-        return made.part(rejects, lines, task.content_sum)
+            self._take(task.source, conversation, builder)
+        return builder.part(rejects, lines, task.content_sum)
 
-    def _take(self, source: Input, conversation: Conversation, made: "_Made") -> None:
+    def _take(self, source: Input, conversation: Conversation, builder: "PartBuilder") -> None:
         """Enter a conversation's columns, and its examples where it is not filtered."""
         settings = self.settings
         digest, text_bytes = digest_of(conversation)
         rule = self.rule_of(conversation)
-        row = _Row(
+        row = ConversationRow(
+            digest,
             split=int(digest[0] < settings.validation_fraction * 2**64),
             rule=RULES.index(rule) if rule else 0,
             turns=len(conversation.turns),
         )
         if not row.rule:
-            weights = turn_weights(conversation, settings.targets, source.default_targets, settings.persona)
+            weights = turn_weights(conversation, settings.targets, source.format.default_targets, settings.persona)
             if settings.reverse:
                 conversation, weights = reversed_direction(conversation, weights)
             row.text_bytes = text_bytes
-            self._encode(conversation, weights, row, made)
-        made.digests.append(digest)
-        made.rows.append(row)
+            self._encode(conversation, weights, row, builder)
+        builder.rows.append(row)
 
-    def _encode(self, conversation: Conversation, weights: list[float], row: "_Row", made: "_Made") -> None:
+    def _encode(self, conversation: Conversation, weights: list[float], row: ConversationRow, builder: "PartBuilder") -> None:
         """Encode a conversation's turns one behind the other, and cut them."""
         encode, eos = self.encode, self.eos_id
         ids: list[int] = []
@@ -108,20 +108,20 @@ class PartEncoder:
             row.empty_turns += not turn.text
         row.text_tokens = len(ids) - len(lengths)
         if not self.settings.two_turn:
-            self._cut(ids, lengths, weights, row, made)
+            self._cut(ids, lengths, weights, row, builder)
             return
         ends = [0, *accumulate(lengths)]
         for new in (n for n, weight in enumerate(weights) if weight > 0):
             pair = slice(new - 1, new + 1)
-            self._cut(ids[ends[new - 1] : ends[new + 1]], lengths[pair], [0.0, weights[new]], row, made)
+            self._cut(ids[ends[new - 1] : ends[new + 1]], lengths[pair], [0.0, weights[new]], row, builder)
 
-    def _cut(self, ids: list[int], lengths: list[int], weights: list[float], row: "_Row", made: "_Made") -> None:
+    def _cut(self, ids: list[int], lengths: list[int], weights: list[float], row: ConversationRow, builder: "PartBuilder") -> None:
         """Cut a run of turns into examples, and count its targets."""
         targets_in = sum([length for length, weight in zip(lengths, weights, strict=True) if weight > 0])
         lost = 0
         for first, new, last, begin, end in cut_conversation(lengths, weights, self.settings.max_seq_length):
             row.examples += 1
-            made.tokens += ids[begin:end]
+            builder.tokens += ids[begin:end]
             taken = lengths[first : last + 1]
             too_long = sum(taken) - (end - begin)
             if too_long:  # only an example of one new turn and the end of the one before it
@@ -129,40 +129,22 @@ class PartEncoder:
                 taken = [taken[0] - (too_long - cut), taken[1] - cut]
                 lost += cut
                 row.turns_cut += cut > 0
-            made.turn_lengths += taken
-            made.turn_weights += [0.0] * (new - first)
-            made.turn_weights += weights[new : last + 1]
-            made.turns_per_example.append(last + 1 - first)
+            builder.turn_lengths += taken
+            builder.turn_weights += [0.0] * (new - first)
+            builder.turn_weights += weights[new : last + 1]
+            builder.turns_per_example.append(last + 1 - first)
         row.targets_in += targets_in
         row.targets_cut += lost
         row.targets_written += targets_in - lost
 
 
-@dataclass
-class _Row:
-    """What a part says of a conversation; see parts.COLUMNS."""
-
-    split: int
-    rule: int
-    turns: int
-    empty_turns: int = 0
-    text_bytes: int = 0
-    text_tokens: int = 0
-    targets_in: int = 0
-    targets_written: int = 0
-    targets_cut: int = 0
-    turns_cut: int = 0
-    examples: int = 0
-
-
-class _Made:
-    """What grows while a part is made."""
+class PartBuilder:
+    """A part while it is made: rows and examples, conversation by conversation."""
 
     def __init__(self, token_dtype: np.dtype, max_seq_length: int) -> None:
         self.token_dtype = token_dtype
         self.count_dtype = smallest_dtype(max_seq_length + 1)
-        self.digests: list[tuple[int, int]] = []
-        self.rows: list[_Row] = []
+        self.rows: list[ConversationRow] = []
         self.tokens: list[int] = []
         self.turn_lengths: list[int] = []
         self.turn_weights: list[float] = []
@@ -171,9 +153,9 @@ class _Made:
     def part(self, rejects: list[Reject], num_lines: int, content_sum: str) -> Part:
         """Return the part as arrays."""
         columns: dict[str, np.ndarray] = {
-            name: np.array([getattr(row, name) for row in self.rows], dtype) for name, dtype in COLUMNS.items() if name != DIGEST
+            name: np.array([getattr(row, name) for row in self.rows], dtype) for name, dtype in COLUMN_TYPES.items()
         }
-        columns[DIGEST] = np.array(self.digests, np.uint64).reshape(len(self.digests), 2)
+        columns["digest"] = columns["digest"].reshape(len(self.rows), 2)  # of a part without conversations too
         block = Block(
             _to_numpy(self.turn_lengths, self.count_dtype),
             np.array(self.turn_weights, np.float32),

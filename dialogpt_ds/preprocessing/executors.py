@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from dialogpt_ds.errors import RunError, UserError
 
-_Ticket = TypeVar("_Ticket")
+_Item = TypeVar("_Item")
 DASK = "dask://"
 QUEUED = 4
 """Tasks in flight for each worker: memory does not grow with the input, whichever side is slower."""
@@ -67,23 +67,23 @@ def _dask_client(name: str) -> Any:
         raise UserError(f"--executor {name!r}: no Dask scheduler answers at {address} ({error})") from error
 
 
-def in_order(in_flight: int, started: Iterable[tuple[_Ticket, Future[Any] | None]]) -> Iterator[_Ticket]:
-    """Yield tickets in their order, each when its work is done; None for work that needs none.
+def in_order(in_flight: int, started: Iterable[tuple[_Item, Future[Any] | None]]) -> Iterator[_Item]:
+    """Yield items in their order, each when its work is done.
 
     Args:
         in_flight: how many may be started before the first of them is waited for.
-        started: starts the work of the next ticket when it is asked for it.
+        started: gives the next item, and its work, started then; None where there is nothing to do.
 
     Raises:
         RunError: a worker process was killed.
     """
-    waiting: collections.deque[tuple[_Ticket, Future[Any] | None]] = collections.deque()
+    waiting: collections.deque[tuple[_Item, Future[Any] | None]] = collections.deque()
 
-    def first() -> _Ticket:
-        ticket, future = waiting.popleft()
+    def first() -> _Item:
+        item, future = waiting.popleft()
         if future is not None:
             future.result()
-        return ticket
+        return item
 
     try:
         for pair in started:

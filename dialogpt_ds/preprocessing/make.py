@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -23,8 +23,8 @@ from dialogpt_ds.preprocessing.balance import REJECTS, Balance, write_report
 from dialogpt_ds.preprocessing.dedupe import duplicates
 from dialogpt_ds.preprocessing.encoding import SPLITS, EncodingSettings, part_encoder, tokenizer_of
 from dialogpt_ds.preprocessing.executors import in_order, open_executor
-from dialogpt_ds.preprocessing.output_folder import CONFIGURATION_KEY, Workplace, configuration_of
-from dialogpt_ds.preprocessing.parts import Part, PartTask, Reject, all_tasks, part_path, read_digests
+from dialogpt_ds.preprocessing.output_folder import CONFIGURATION_KEY, OutputFolder, configuration_of
+from dialogpt_ds.preprocessing.parts import EncodedPart, PartTask, Reject, all_tasks, part_path
 from dialogpt_ds.shards.manifest import TOKENIZER, Manifest, read_manifest
 from dialogpt_ds.shards.writer import ShardWriter, make_manifest
 from dialogpt_ds.tokenization import vocabulary_sha256
@@ -51,32 +51,32 @@ def write_shards(arguments: ShardArguments, inputs: list[Input], say: Say) -> di
     """Write the shard directories of inputs that are open already; raises as `make_shards` does."""
     started = time.monotonic()
     share = check_arguments(arguments)
-    place = Workplace(arguments)
-    for folder in (place.output, *place.folders.values()):
+    output = OutputFolder(arguments)
+    for folder in (output.path, *output.splits.values()):
         make_folder(folder, "--output")
-    with place.locked(share):
+    with output.locked(share):
         tokenizer = tokenizer_of(arguments.tokenizer)
         vocabulary = vocabulary_sha256(tokenizer)
         configuration = configuration_of(arguments, inputs, vocabulary)
         for source in inputs:
             say(source.describe())
-        told = place.begin(configuration, share)
-        if told:
-            say(told)
-        if place.is_finished():
-            say(f"{place.output}: finished already, from the same inputs with the same options; nothing to do")
-            return {split: read_manifest(str(folder), "--output") for split, folder in place.folders.items()}
+        notice = output.prepare(configuration, share)
+        if notice:
+            say(notice)
+        if output.is_finished():
+            say(f"{output.path}: finished already, from the same inputs with the same options; nothing to do")
+            return {split: read_manifest(str(folder), "--output") for split, folder in output.splits.items()}
         if arguments.part:
-            count = sum(1 for _ in _made_parts(arguments, inputs, place, share))
+            count = sum(1 for _ in _encoded_parts(arguments, inputs, output, share))
             say(
-                f"{place.parts}: share {arguments.part} is encoded, {count:,} parts; when all shares are, run the command with --merge"
+                f"{output.parts}: share {arguments.part} is encoded, {count:,} parts; when all shares are, run the command with --merge"
             )
             return {}
-        assembly = Assembly(arguments, place)
-        _assemble(assembly, arguments, inputs, place)
+        assembly = Assembly(arguments, output)
+        _assemble(assembly, arguments, inputs, output)
         assembly.report(started, configuration, say)
         manifests = assembly.finish(tokenizer, vocabulary, say)
-        place.end()
+        output.remove_parts()
     return manifests
 
 
@@ -91,15 +91,9 @@ def peak_of_all(workers: int) -> int:
     return peak_memory() + largest * (workers if workers > 1 else 1)
 
 
-class EncodedPart(NamedTuple):
-    """A part that is made."""
-
-    path: Path
-    source: Input
-    content_sum: str
-
-
-def _made_parts(arguments: ShardArguments, inputs: Sequence[Input], place: Workplace, share: PartShare) -> Iterator[EncodedPart]:
+def _encoded_parts(
+    arguments: ShardArguments, inputs: Sequence[Input], output: OutputFolder, share: PartShare
+) -> Iterator[EncodedPart]:
     """Yield the parts of a share in order, encoded; those that are there already are taken as they are.
 
     Raises:
@@ -115,16 +109,14 @@ def _made_parts(arguments: ShardArguments, inputs: Sequence[Input], place: Workp
     def start(executor: Executor) -> Iterator[tuple[EncodedPart, Future[None] | None]]:
         tasks = (task for task in all_tasks(inputs) if share.has(task.number))
         for task in tqdm(tasks, unit=" parts", desc="encoding", disable=not sys.stderr.isatty()):
-            ticket = EncodedPart(part_path(place.output, task.number), task.source, task.content_sum)
-            if ticket.path.is_file():
-                yield ticket, None
+            part = EncodedPart(part_path(output.path, task.number), task.source, task.content_sum)
+            if part.path.is_file():
+                yield part, None
             elif arguments.merge:
-                raise UserError(
-                    f"--merge: {ticket.path} is missing; run the share of --part again that has it (parts count from 0)"
-                )
+                raise UserError(f"--merge: {part.path} is missing; run the share of --part again that has it (parts count from 0)")
             else:
                 absolute = replace(task, source=replace(task.source, path=_absolute(task.source.path)))
-                yield ticket, executor.submit(make_part, absolute, settings, place.output.absolute())
+                yield part, executor.submit(make_part, absolute, settings, output.path.absolute())
 
     with open_executor(executor_name, workers) as (executor, in_flight):
         yield from in_order(in_flight, start(executor))
@@ -135,53 +127,49 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute()) if Path(path).expanduser().exists() else path
 
 
-def _assemble(assembly: "Assembly", arguments: ShardArguments, inputs: Sequence[Input], place: Workplace) -> None:
+def _assemble(assembly: "Assembly", arguments: ShardArguments, inputs: Sequence[Input], output: OutputFolder) -> None:
     """Put all parts together in order; with --dedupe only when all are made, since an equal one may be in any of them."""
-    tickets: Iterable[EncodedPart] = _made_parts(arguments, inputs, place, PartShare())
+    parts: Iterable[EncodedPart] = _encoded_parts(arguments, inputs, output, PartShare())
     if not arguments.dedupe:
-        for ticket in tickets:
-            assembly.add(Part.load(ticket.path), ticket)
+        for part in parts:
+            assembly.add(part)
         return
-    tickets = list(tickets)
-    digests = (read_digests(ticket.path) for ticket in tickets)
-    for ticket, twice in zip(tickets, duplicates(digests, place.parts), strict=True):
-        assembly.add(Part.load(ticket.path), ticket, twice)
+    parts = list(parts)
+    digests = (part.read_digests() for part in parts)
+    for part, twice in zip(parts, duplicates(digests, output.parts), strict=True):
+        assembly.add(part, twice)
 
 
 class Assembly:
     """Shards, rejects and balances, growing part by part in the order of the input."""
 
-    def __init__(self, arguments: ShardArguments, place: Workplace) -> None:
+    def __init__(self, arguments: ShardArguments, output: OutputFolder) -> None:
         self.arguments = arguments
-        self.place = place
-        self.writers = {split: ShardWriter(folder, arguments.shard_megabytes << 20) for split, folder in place.folders.items()}
-        self.balances = {split: Balance() for split in place.folders}
+        self.output = output
+        self.writers = {split: ShardWriter(folder, arguments.shard_megabytes << 20) for split, folder in output.splits.items()}
+        self.balances = {split: Balance() for split in output.splits}
         self.rejects: IO[str] | None = None
         self._lines: Counter[str] = Counter()
 
-    def add(self, part: Part, ticket: EncodedPart, twice: np.ndarray | None = None) -> None:
+    def add(self, encoded: EncodedPart, twice: np.ndarray | None = None) -> None:
         """Take a part; `twice` says which of its conversations are duplicates, [conversations] bool.
 
         Raises:
-            UserError: it is not of what the input holds now.
+            UserError: it is damaged, or not of what the input holds now.
         """
-        if part.content_sum != ticket.content_sum:
-            raise UserError(
-                f"{ticket.path} was made of other text than {ticket.source.path} gives now: the input has changed since. Delete "
-                f"{self.place.parts} and start anew."
-            )
+        part, source = encoded.load(), encoded.source
         twice = np.zeros(len(part.columns["rule"]), bool) if twice is None else twice
         for number, split in enumerate(SPLITS):
             if split in self.writers:
                 wanted = part.columns["split"] == number
                 self.balances[split].add(Balance.of(part, wanted, twice))
                 self.writers[split].add(part.block.select(np.repeat(wanted & ~twice, part.columns["examples"])))
-        before = self._lines[ticket.source.path] if ticket.source.by_lines else 0
-        self._lines[ticket.source.path] += part.num_lines
+        before = self._lines[source.path] if source.by_lines else 0
+        self._lines[source.path] += part.num_lines
         for reject in part.rejects:
             # Rejects belong to no conversation; the training part's balance carries them.
             self.balances[SPLITS[0]].rejects[reject.reason] += 1
-            self._write_reject(ticket.source.path, reject._replace(line=before + reject.line))
+            self._write_reject(source.path, reject._replace(line=before + reject.line))
 
     def report(self, started: float, configuration: dict[str, Any], say: Say) -> None:
         """Print the balance, write the reports, and stop where the result must not be used.
@@ -199,15 +187,15 @@ class Assembly:
             say(line)
         usage = peak_of_all(self.arguments.workers)
         seconds = time.monotonic() - started
-        for split, folder in self.place.folders.items():
+        for split, folder in self.output.splits.items():
             write_report(folder, self.balances[split].to_json(seconds, usage))
-        write_report(self.place.output, whole.to_json(seconds, usage) | {CONFIGURATION_KEY: configuration})
+        write_report(self.output.path, whole.to_json(seconds, usage) | {CONFIGURATION_KEY: configuration})
         say(f"time           {seconds:>13,.1f}   seconds; at most {usage / 1e6:,.0f} MB of memory")
         rejected = whole.rejects.total()
         if whole.records and rejected / whole.records > self.arguments.max_reject_fraction:
             raise RunError(
                 f"{rejected:,} of {whole.records:,} records were rejected, more than --max_reject_fraction "
-                f"{self.arguments.max_reject_fraction}; see {self.place.output / REJECTS}. No manifest was written."
+                f"{self.arguments.max_reject_fraction}; see {self.output.path / REJECTS}. No manifest was written."
             )
         for split, balance in self.balances.items():
             if not balance.examples:
@@ -254,5 +242,5 @@ class Assembly:
 
     def _write_reject(self, file: str, reject: Reject) -> None:
         if self.rejects is None:
-            self.rejects = open(self.place.output / REJECTS, "w", encoding="utf-8")  # noqa: SIM115 (closed in report)
+            self.rejects = open(self.output.path / REJECTS, "w", encoding="utf-8")  # noqa: SIM115 (closed in report)
         self.rejects.write(json.dumps({"file": file, **reject._asdict()}, ensure_ascii=False) + "\n")

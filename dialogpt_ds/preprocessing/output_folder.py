@@ -42,30 +42,30 @@ def configuration_of(arguments: ShardArguments, inputs: Sequence[Input], vocabul
 
 
 def _facts_of(source: Input) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(json.dumps(asdict(source)))
+    facts: dict[str, Any] = json.loads(json.dumps(source.facts()))
     if source.path != "-":
         stat = Path(source.path).stat()
         facts |= {"path": str(Path(source.path).absolute()), "size": stat.st_size, "modified": stat.st_mtime_ns}
     return facts
 
 
-class Workplace:
-    """The folders of a run."""
+class OutputFolder:
+    """The output folder of a run, with the folders in it."""
 
     def __init__(self, arguments: ShardArguments) -> None:
-        self.output = Path(arguments.output).expanduser()
+        self.path = Path(arguments.output).expanduser()
         names = (TRAIN, VALIDATION)
-        self.folders = {name: self.output / name for name in names} if arguments.validation_fraction else {TRAIN: self.output}
-        """Where the shards of each split go."""
+        self.splits = {name: self.path / name for name in names} if arguments.validation_fraction else {TRAIN: self.path}
+        """The folder with the shards of each split."""
 
     @property
     def parts(self) -> Path:
         """Folder of the parts."""
-        return self.output / PARTS_FOLDER
+        return self.path / PARTS_FOLDER
 
     def is_finished(self) -> bool:
         """Return whether the shards are finished."""
-        return all((folder / MANIFEST).is_file() for folder in self.folders.values())
+        return all((folder / MANIFEST).is_file() for folder in self.splits.values())
 
     @contextmanager
     def locked(self, share: PartShare) -> Iterator[None]:
@@ -78,15 +78,15 @@ class Workplace:
         lock = self._acquired(name)
         try:
             if share.of == 1:
-                for path in self.output.glob(f"{LOCK}-part-*"):
+                for path in self.path.glob(f"{LOCK}-part-*"):
                     self._acquired(path.name).release()
             yield
         finally:
-            (self.output / name).unlink(missing_ok=True)
+            (self.path / name).unlink(missing_ok=True)
             lock.release()
 
     def _acquired(self, name: str) -> FileLock:
-        lock = FileLock(self.output / name)
+        lock = FileLock(self.path / name)
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
@@ -94,26 +94,26 @@ class Workplace:
         return lock
 
     def _in_use(self, name: str) -> UserError:
-        holds = f"it holds {self.output / name}"
-        return UserError(
-            f"--output {self.output}: another run is at work in it ({holds}); wait for its end, or name another folder"
-        )
+        holds = f"it holds {self.path / name}"
+        return UserError(f"--output {self.path}: another run is at work in it ({holds}); wait for its end, or name another folder")
 
-    def begin(self, configuration: dict[str, Any], share: PartShare) -> str:
-        """Make the folder ready for this configuration; returns notes for the user. Shares of one input take turns.
+    def prepare(self, configuration: dict[str, Any], share: PartShare) -> str:
+        """Make the folder ready for this configuration; returns a notice for the person who runs it, or nothing.
+
+        Shares of one input take turns.
 
         Raises:
-            UserError: as `_begin` does, or a run that makes shards is at work here.
+            UserError: as `_prepare` does, or a run that makes shards is at work here.
         """
         if share.of == 1:
-            return self._begin(configuration)
+            return self._prepare(configuration)
         try:
-            with FileLock(self.output / LOCK, timeout=BEGIN_SECONDS):
-                return self._begin(configuration)
+            with FileLock(self.path / LOCK, timeout=BEGIN_SECONDS):
+                return self._prepare(configuration)
         except Timeout as error:
             raise self._in_use(LOCK) from error
 
-    def _begin(self, configuration: dict[str, Any]) -> str:
+    def _prepare(self, configuration: dict[str, Any]) -> str:
         """Look at what the folder holds, and write down what it is for.
 
         Raises:
@@ -121,7 +121,7 @@ class Workplace:
         """
         if self.is_finished():
             self._check_same(self._finished_configuration(), configuration, "finished shards")
-            self.end()
+            self.remove_parts()
             return ""
         file = self.parts / CONFIGURATION
         if file.is_file():
@@ -129,35 +129,35 @@ class Workplace:
             finished = sum(1 for _ in self.parts.glob("part-*.npz"))
             for path in self._shard_files():
                 path.unlink()
-            return f"{self.output}: going on with an unfinished run, {finished:,} parts of it are there"
+            return f"{self.path}: going on with an unfinished run, {finished:,} parts of it are there"
         foreign = self._shard_files()
         if foreign:
             raise UserError(
-                f"--output {self.output}: {foreign[0]} is there already, and no unfinished run that it could belong to; name another "
+                f"--output {self.path}: {foreign[0]} is there already, and no unfinished run that it could belong to; name another "
                 "folder, or delete it"
             )
         self.parts.mkdir(exist_ok=True)
         replace_text(file, json.dumps(configuration, indent=2, ensure_ascii=False) + "\n")
         return ""
 
-    def end(self) -> None:
+    def remove_parts(self) -> None:
         """Remove the parts of finished shards."""
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _finished_configuration(self) -> dict[str, Any]:
         try:
-            report = json.loads((self.output / REPORT).read_text(encoding="utf-8"))
+            report = json.loads((self.path / REPORT).read_text(encoding="utf-8"))
             return dict(report[CONFIGURATION_KEY])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"--output {self.output} holds finished shards, and its {REPORT} doesn't say of what ({error!r}); name another folder, or "
+                f"--output {self.path} holds finished shards, and its {REPORT} doesn't say of what ({error!r}); name another folder, or "
                 "delete them"
             ) from error
 
     def _shard_files(self) -> list[Path]:
         """Return files with the names that a run writes to."""
         found = []
-        for folder in {self.output, *self.folders.values()}:
+        for folder in {self.path, *self.splits.values()}:
             names = [*folder.glob("shard-*.tar"), *(folder / name for name in (MANIFEST, INDEX, REPORT, REJECTS))]
             found += [path for path in names if path.is_file()]
         return sorted(found)
@@ -171,7 +171,7 @@ class Workplace:
         different += _differences_of_inputs(theirs.get("inputs", []), mine["inputs"])
         if different:
             raise UserError(
-                f"--output {self.output} holds {what} of another configuration:\n  "
+                f"--output {self.path} holds {what} of another configuration:\n  "
                 + "\n  ".join(different)
                 + "\nGive the same options and inputs, name another folder, or delete it."
             )

@@ -1,5 +1,8 @@
 """Parts: a run of records from one input file, and what they became, as one file that is whole or absent.
 
+A PartTask says what a part is to be made of, an EncodedPart is its file, and a Part what is in that: a ConversationRow for each
+conversation, and the examples of all.
+
 Where parts begin depends on the input alone, so any number of processes on any number of machines makes the same ones, and a run that was
 killed goes on from those that are finished.
 """
@@ -30,7 +33,7 @@ PARTS_FOLDER = "parts"
 
 @dataclass(frozen=True)
 class PartTask:
-    """What one part is to be made of."""
+    """What one part is to be made of: records of one input, or a range of its bytes."""
 
     number: int
     """Among all parts of all inputs."""
@@ -53,7 +56,8 @@ class PartTask:
             if self.start:
                 file.seek(self.start - 1)
                 file.readline()  # the line that began before
-            yield from self.source.line_records(lines_of(_until(file, self.stop), self.source.path, self.start == 0))
+            lines = lines_of(_until(file, self.stop), self.source.path, self.start == 0)
+            yield from self.source.format.records(lines, self.source.path)
 
 
 def _sum_of(records: Sequence[Record]) -> str:
@@ -112,9 +116,32 @@ class Reject(NamedTuple):
     text: str
 
 
-DIGEST = "digest"
-COLUMNS: dict[str, type] = {
-    DIGEST: np.uint64,
+@dataclass(slots=True)
+class ConversationRow:
+    """What a part says of one conversation; of one that a rule leaves out, no more than the first fields."""
+
+    digest: tuple[int, int]
+    """A 128-bit hash of its texts."""
+    split: int
+    """Which split has it, by its place among the splits."""
+    rule: int
+    """Which rule leaves it out, by its place in RULES; 0 is none."""
+    turns: int
+    empty_turns: int = 0
+    text_bytes: int = 0
+    """UTF-8 bytes of the texts of all turns."""
+    text_tokens: int = 0
+    """Their tokens, each turn once, without EOS."""
+    targets_in: int = 0
+    """Tokens, with their EOS, of the turns that are learned: those written and those cut."""
+    targets_written: int = 0
+    targets_cut: int = 0
+    turns_cut: int = 0
+    """Turns whose ends are the targets cut."""
+    examples: int = 0
+
+
+COLUMN_TYPES: dict[str, type] = {
     "split": np.uint8,
     "rule": np.uint8,
     "turns": np.int32,
@@ -126,16 +153,17 @@ COLUMNS: dict[str, type] = {
     "targets_cut": np.int64,
     "turns_cut": np.int32,
     "examples": np.int32,
+    "digest": np.uint64,
 }
-"""What a part says of each conversation."""
+"""The fields of all rows of a part, as arrays of these types."""
 
 
 @dataclass(eq=False)
 class Part:
-    """What the records of a part became."""
+    """What the records of a part became: the content of its file."""
 
     columns: dict[str, np.ndarray]
-    """[conversations] by name; `digest` is [conversations, 2], a 128-bit hash of the conversation's texts."""
+    """[conversations] by name; `digest` is [conversations, 2]."""
     block: Block
     """The examples of all conversations, in order; what is filtered has none."""
     rejects: list[Reject] = field(default_factory=list)
@@ -161,20 +189,43 @@ class Part:
         with _arrays_of(path) as arrays:
             facts = json.loads(arrays["facts"].tobytes())
             block = Block(**{name: arrays[f"block_{name}"] for name in Block.__dataclass_fields__})
-            columns = {name: arrays[name] for name in COLUMNS}
+            columns = {name: arrays[name] for name in COLUMN_TYPES}
         return cls(columns, block, [Reject(*reject) for reject in facts["rejects"]], facts["num_lines"], facts["content_sum"])
 
 
-def read_digests(path: Path) -> np.ndarray:
-    """Return the hashes of a part's conversations that no rule leaves out; the others get one of their own, so that none equals them.
+class EncodedPart(NamedTuple):
+    """A part that is made: its file, and where it comes from."""
 
-    Raises:
-        UserError: the file is damaged.
-    """
-    with _arrays_of(path) as arrays:
-        digests, filtered = arrays[DIGEST], np.flatnonzero(arrays["rule"])
-    digests[filtered, 0], digests[filtered, 1] = np.uint64(_number(path)), filtered.astype(np.uint64)
-    return digests
+    path: Path
+    source: Input
+    content_sum: str
+    """That of its task."""
+
+    def load(self) -> Part:
+        """Read the part.
+
+        Raises:
+            UserError: its file is damaged, or is not of what the input holds now.
+        """
+        part = Part.load(self.path)
+        if part.content_sum != self.content_sum:
+            raise UserError(
+                f"{self.path} was made of other text than {self.source.path} gives now: the input has changed since. Delete "
+                f"{self.path.parent} and start anew."
+            )
+        return part
+
+    def read_digests(self) -> np.ndarray:
+        """Return the hashes of the conversations that no rule leaves out; the others get one of their own, so that none equals them.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with _arrays_of(self.path) as arrays:
+            digests, filtered = arrays["digest"], np.flatnonzero(arrays["rule"])
+        number = int(self.path.stem.rpartition("-")[2])
+        digests[filtered, 0], digests[filtered, 1] = np.uint64(number), filtered.astype(np.uint64)
+        return digests
 
 
 @contextmanager
@@ -185,10 +236,6 @@ def _arrays_of(path: Path) -> Iterator[Any]:
             yield arrays
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error!r}); delete it and run the command again") from error
-
-
-def _number(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])
 
 
 def part_path(folder: Path, number: int) -> Path:

@@ -16,14 +16,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dialogpt_ds.conversations.formats import chitchat
 from dialogpt_ds.conversations.formats.dialogpt_tsv import SEPARATOR
+from dialogpt_ds.conversations.inputs import open_inputs
 from dialogpt_ds.tokenization import Encode, find_tokenizer, make_encoder
 
 
 def write_text(path: Path, megabytes: int) -> int:
     """Write at least so much text as DialoGPT TSV without weights; returns its bytes."""
-    chats = [[" ".join(turn.split()) for turn in record.content] for record in chitchat.records(chitchat.packaged_file())]
+    (source,) = open_inputs([], "chitchat", "auto")
+    chats = [[" ".join(turn.split()) for turn in record.content] for record in source.records()]
     written, round_ = 0, 0
     with open(path, "w", encoding="utf-8") as file:
         while written < megabytes * 1_000_000:

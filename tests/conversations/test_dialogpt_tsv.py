@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from dialogpt_ds.conversations.conversation import Record, RejectedRecordError, Turn
-from dialogpt_ds.conversations.formats.dialogpt_tsv import has_weights, read_record
+from dialogpt_ds.conversations.formats.dialogpt_tsv import DialogptTsv, has_weights
 from dialogpt_ds.conversations.inputs import open_evaluation, open_inputs
 from dialogpt_ds.errors import UserError
 
 
 def turns(line: str, weighted: bool) -> list[Turn]:
-    return read_record(Record(1, line.encode()), weighted).turns
+    return DialogptTsv(weighted).read(Record(1, line.encode())).turns
 
 
 def test_turns_are_separated_by_eos_and_the_last_comes_after_the_tab() -> None:
@@ -56,7 +56,7 @@ def test_other_languages_and_unicode_separators_stay_as_they_are() -> None:
 )
 def test_a_record_that_cannot_be_read_is_rejected_with_its_reason(line: bytes, reason: str) -> None:
     with pytest.raises(RejectedRecordError, match=reason):
-        read_record(Record(1, line), weighted=True)
+        DialogptTsv(weighted=True).read(Record(1, line))
 
 
 def test_weights_are_decided_for_the_file_as_a_whole() -> None:

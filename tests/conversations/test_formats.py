@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from dialogpt_ds.conversations import files
-from dialogpt_ds.conversations.conversation import Record, RejectedRecordError, Turn
+from dialogpt_ds.conversations.conversation import Conversation, Record, RejectedRecordError, Turn
 from dialogpt_ds.conversations.filters import make_filter
-from dialogpt_ds.conversations.formats import chat_log, jsonl
+from dialogpt_ds.conversations.formats import FORMATS
+from dialogpt_ds.conversations.formats.base import Format
+from dialogpt_ds.conversations.formats.chat_log import ChatLog
+from dialogpt_ds.conversations.formats.jsonl import JsonLines
 from dialogpt_ds.conversations.inputs import Input, open_inputs
 from dialogpt_ds.conversations.targets import reversed_direction, turn_weights
 from dialogpt_ds.errors import UserError
@@ -34,7 +37,7 @@ def learned(source: Input, targets: str = "input") -> list[list[str]]:
     found = []
     for record in source.records():
         conversation = source.read(record)
-        weights = turn_weights(conversation, targets, source.default_targets, source.persona)  # type: ignore[arg-type]
+        weights = turn_weights(conversation, targets, source.format.default_targets, source.persona)  # type: ignore[arg-type]
         found.append([turn.text for turn, weight in zip(conversation.turns, weights, strict=True) if weight > 0])
     return found
 
@@ -69,8 +72,8 @@ def test_a_weight_that_one_turn_has_is_never_ignored(tmp_path: Path) -> None:
     turns = [{"role": role, "content": "x"} | ({} if weight is None else {"weight": weight}) for role, weight in said]
     source = opened(tmp_path, "a.jsonl", json.dumps({"messages": turns}))
     conversation = source.read(next(source.records()))
-    assert turn_weights(conversation, "input", source.default_targets) == [0.0, 0.5, 0.0, 1.0, 0.0]
-    assert turn_weights(conversation, "all", source.default_targets) == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert turn_weights(conversation, "input", source.format.default_targets) == [0.0, 0.5, 0.0, 1.0, 0.0]
+    assert turn_weights(conversation, "all", source.format.default_targets) == [0.0, 1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_a_weight_that_one_turn_has_is_never_ignored(tmp_path: Path) -> None:
 )
 def test_lines_that_are_no_conversation(line: str, reason: str) -> None:
     with pytest.raises(RejectedRecordError, match=reason):
-        jsonl.read_record(Record(1, line.encode()))
+        JsonLines().read(Record(1, line.encode()))
 
 
 def test_tables_with_a_response_and_contexts_newest_first(tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_chat_logs(tmp_path: Path) -> None:
     assert learned(source) == [["hello how are you? and she?"], ["see http://x.org", ""]]
     assert learned(opened(tmp_path, "log.txt", text, persona="Ann")) == [[], [""]]
     with pytest.raises(RejectedRecordError, match="no name before the first line"):
-        chat_log.read_record(Record(1, b"hello\nAnn: hi"))
+        ChatLog().read(Record(1, b"hello\nAnn: hi"))
 
 
 @pytest.mark.parametrize(
@@ -241,8 +244,6 @@ def test_the_head_of_standard_input_is_not_lost(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_filters(text: str, rule: str | None) -> None:
-    from dialogpt_ds.conversations.conversation import Conversation
-
     rule_of = make_filter(["urls", "repeated_words", "long_words", "markup"], 0, None)
     assert rule_of(Conversation([Turn("fine"), Turn(text)])) == rule
     assert make_filter([], 0, None)(Conversation([Turn(text)])) is None, "each is off by default"
@@ -252,10 +253,28 @@ def test_filters(text: str, rule: str | None) -> None:
 
 def test_the_reversed_direction_learns_what_was_said_from_the_reply() -> None:
     """A pair is never dropped because its source has weight 0: the source is learned, with its reply's weight."""
-    from dialogpt_ds.conversations.conversation import Conversation
-
     conversation, weights = reversed_direction(Conversation([Turn("a"), Turn("b")]), [0.0, 1.0])
     assert ([turn.text for turn in conversation.turns], weights) == (["b", "a"], [0.0, 1.0])
     conversation, weights = reversed_direction(Conversation([Turn(c) for c in "abcd"]), [0.0, 1.0, 0.0, 0.5])
     assert ([turn.text for turn in conversation.turns], weights) == (["d", "c", "b", "a"], [0.0, 0.5, 0.0, 1.0])
     assert reversed_direction(Conversation(), []) == (Conversation(), [])
+
+
+def test_a_new_format_is_a_class_and_its_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slashes(Format):
+        name, summary, title, missing = "slashes", "turns between slashes", "turns between slashes", "no slash"
+
+        @classmethod
+        def recognises(cls, head: files.Head) -> bool:
+            return " / " in head.first
+
+        def read(self, record: Record) -> Conversation:
+            return Conversation([Turn(text) for text in str(record.content, "utf-8").split(" / ")])  # type: ignore[arg-type]
+
+    monkeypatch.setitem(FORMATS, "slashes", Slashes)
+    for chosen in ("auto", "slashes"):
+        source = opened(tmp_path, "a.txt", "how are you / fine\n", format_name=chosen)
+        assert (source.describe(), texts(source)) == (f"{tmp_path / 'a.txt'}: turns between slashes", [["how are you", "fine"]])
+        assert source.facts()["format"] == "slashes"
+    with pytest.raises(UserError, match=r"no NAME: text, and no slash\. Name the --format"):
+        opened(tmp_path, "a.txt", "just a line\n")

@@ -3,11 +3,18 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from dialogpt_ds.conversations.conversation import Conversation, Record, Turn
+from dialogpt_ds.conversations.files import Head, is_compressed
+from dialogpt_ds.conversations.formats.base import Format
+from dialogpt_ds.conversations.formats.jsonl import is_json_line
 from dialogpt_ds.errors import UserError
+
+# Chats by a key, each an object with messages.
+_START = re.compile(r"\s*\{\s*\"[^\"]*\"\s*:\s*\{.{0,20000}?\"messages\"\s*:\s*\[\s*\[", re.DOTALL)
 
 
 def packaged_file() -> Path:
@@ -22,29 +29,38 @@ def packaged_file() -> Path:
     return Path(spec.origin).parent / "dataset.json"
 
 
-def looks_like(path: Path) -> bool:
-    """Return whether a JSON file has the package's shape, from its first characters: chats by a key, each an object with messages."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return (
-            re.match(r"\s*\{\s*\"[^\"]*\"\s*:\s*\{.{0,20000}?\"messages\"\s*:\s*\[\s*\[", file.read(30_000), re.DOTALL) is not None
-        )
+@dataclass(frozen=True)
+class Chitchat(Format):
+    """The package's file: one JSON value over any number of lines."""
 
+    name = "chitchat"
+    summary = "the PyPI package"
+    title = "chitchat-dataset"
+    default_targets = "all"
+    from_stdin = False
+    own_input = staticmethod(packaged_file)
 
-def records(path: Path) -> Iterator[Record]:
-    """Yield the chats in file order; utterances that one speaker sent in a row are one turn, joined by a space.
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """A JSON file begins as the package's does, in its first characters."""
+        if head.suffix != ".json" or is_compressed(head.path) or is_json_line(head.first):
+            return False
+        with open(head.path, encoding="utf-8", errors="replace") as file:
+            return _START.match(file.read(30_000)) is not None
 
-    Raises:
-        UserError: the file does not have the package's shape.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            chats = json.load(file)
-        for number, chat in enumerate(chats.values(), start=1):
-            yield Record(number, [" ".join(utterance["text"] for utterance in turn) for turn in chat["messages"]])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a file of the chitchat-dataset package: {error!r}") from error
+    def records(self, lines: Iterator[bytes], path: str) -> Iterator[Record]:
+        """Yield the chats in file order; utterances that one speaker sent in a row are one turn, joined by a space.
 
+        Raises:
+            UserError: the file does not have the package's shape.
+        """
+        try:
+            chats = json.loads(b"".join(lines).decode("utf-8"))
+            for number, chat in enumerate(chats.values(), start=1):
+                yield Record(number, [" ".join(utterance["text"] for utterance in turn) for turn in chat["messages"]])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not a file of the chitchat-dataset package: {error!r}") from error
 
-def read_record(record: Record) -> Conversation:
-    """Return a chat's turns; the package says nothing of weights."""
-    return Conversation([Turn(text) for text in record.content if isinstance(text, str)])
+    def read(self, record: Record) -> Conversation:
+        """Return a chat's turns; the package says nothing of weights."""
+        return Conversation([Turn(text) for text in record.content if isinstance(text, str)])

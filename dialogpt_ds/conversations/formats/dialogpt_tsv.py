@@ -1,9 +1,13 @@
 """DialoGPT's training format: `[id <TAB>] turn EOS turn ... <TAB> last turn`, each turn with a weight before it or none with one."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from dialogpt_ds.conversations.conversation import Conversation, Record, RejectedRecordError, Turn
+from dialogpt_ds.conversations.files import Head
+from dialogpt_ds.conversations.formats.base import Format, ReadingOptions
 from dialogpt_ds.errors import UserError
 
 SEPARATOR = " EOS "
@@ -41,36 +45,73 @@ def has_weights(lines: Iterable[bytes], path: str) -> bool:
     return total > 0 and weighted / total >= SURE_SHARE
 
 
-def read_record(record: Record, weighted: bool) -> Conversation:
-    """Read one line.
+@dataclass(frozen=True)
+class DialogptTsv(Format):
+    """DialoGPT TSV, its turns with weights or without."""
 
-    Raises:
-        RejectedRecordError: bytes that are no UTF-8, fewer than two or more than three columns, a turn without a weight.
-    """
-    assert isinstance(record.content, bytes)
-    try:
-        columns = _columns(record.content)
-    except UnicodeDecodeError as error:
-        raise RejectedRecordError("not UTF-8") from error
-    if len(columns) < 2:
-        raise RejectedRecordError("no tab between source and target" if columns[0] else "empty line")
-    if len(columns) > 3:
-        raise RejectedRecordError("more than three columns")
-    texts = _turn_texts(columns)
-    return Conversation([_weighted_turn(text) for text in texts] if weighted else [Turn(text) for text in texts])
+    weighted: bool = False
+    """Each turn has its weight before it."""
+
+    name = "dialogpt"
+    summary = "weighted or plain TSV"
+    title = "DialoGPT TSV"
+    missing = "no tab as in source<TAB>target"
+    by_lines = True
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """Any line has a tab."""
+        return any("\t" in line for line in head.texts)
+
+    @classmethod
+    def open(cls, head: Head, options: ReadingOptions) -> "DialogptTsv":
+        """Decide about the weights; raises as `has_weights` does."""
+        if options.turn_weights != "auto":
+            return cls(options.turn_weights == "yes")
+        return cls(has_weights(itertools.islice(filter(_is_utf8, head.lines), PROBED_LINES), head.path))
+
+    def describe(self) -> str:
+        """Say whether there are weights."""
+        return f"{self.title}, turns {'with weights' if self.weighted else 'without weights'}"
+
+    def read(self, record: Record) -> Conversation:
+        """Read one line.
+
+        Raises:
+            RejectedRecordError: bytes that are no UTF-8, fewer than two or more than three columns, a turn without a weight.
+        """
+        assert isinstance(record.content, bytes)
+        try:
+            columns = _columns(record.content)
+        except UnicodeDecodeError as error:
+            raise RejectedRecordError("not UTF-8") from error
+        if len(columns) < 2:
+            raise RejectedRecordError("no tab between source and target" if columns[0] else "empty line")
+        if len(columns) > 3:
+            raise RejectedRecordError("more than three columns")
+        texts = _turn_texts(columns)
+        return Conversation([_weighted_turn(text) for text in texts] if self.weighted else [Turn(text) for text in texts])
 
 
-def reference_records(record: Record) -> Iterator[Record]:
-    """Take `source <TAB> reference <TAB> reference ...` apart into one record `source <TAB> reference` per reference.
+@dataclass(frozen=True)
+class References(DialogptTsv):
+    """DialoGPT's evaluation format, `source <TAB> reference <TAB> reference ...` without weights; a file has it where it is asked for."""
 
-    A line without a reference stays as it is, so that reading it rejects it.
-    """
-    assert isinstance(record.content, bytes)
-    source, *references = record.content.removesuffix(b"\r").split(b"\t")
-    if not references:
-        yield record
-    for reference in references:
-        yield Record(record.line, source + b"\t" + reference)
+    name = "references"
+    title = "source and references, one conversation per reference"
+
+    def describe(self) -> str:
+        """Say what it is."""
+        return self.title
+
+    def records(self, lines: Iterator[bytes], path: str) -> Iterator[Record]:
+        """Yield a record `source <TAB> reference` per reference; a line without one stays as it is, so that reading it rejects it."""
+        for number, line in enumerate(lines, start=1):
+            source, *references = line.removesuffix(b"\n").removesuffix(b"\r").split(b"\t")
+            if not references:
+                yield Record(number, line.removesuffix(b"\n"))
+            for reference in references:
+                yield Record(number, source + b"\t" + reference)
 
 
 def _weighted_turn(text: str) -> Turn:
@@ -89,3 +130,11 @@ def _turn_texts(columns: list[str]) -> list[str]:
     if len(columns) < 2:
         return []
     return [*columns[-2].split(SEPARATOR), columns[-1]]
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -7,10 +7,15 @@
 
 import json
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.conversations.conversation import Conversation, Record, RejectedRecordError, Turn, decoded
+from dialogpt_ds.conversations.files import Head, is_compressed
+from dialogpt_ds.conversations.formats.base import Format
 from dialogpt_ds.conversations.formats.dialogpt_tsv import SEPARATOR
+from dialogpt_ds.errors import UserError
 
 LISTS = ("messages", "conversations", "conversation", "turns", "dialog", "dialogue")
 ROLES = ("role", "from", "speaker", "name")
@@ -18,33 +23,67 @@ TEXTS = ("content", "value", "text")
 CONTEXTS, RESPONSES = ("Context", "context"), ("Response", "response")
 
 
-def is_conversation(value: Any) -> bool:
-    """Return whether a parsed line has one of the shapes."""
-    return isinstance(value, dict) and (_first(value, LISTS) is not None or _first(value, RESPONSES) is not None)
+@dataclass(frozen=True)
+class JsonLines(Format):
+    """JSON Lines of any of these shapes, line by line."""
+
+    name = "jsonl"
+    summary = "JSON Lines"
+    title = "JSON Lines"
+    missing = "is no JSON Lines"
+    default_targets = "assistant"
+    by_lines = True
+    has_speakers = True
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """The first line is a conversation, or the file is called so.
+
+        Raises:
+            UserError: it is called JSON, and is no conversation per line.
+        """
+        is_conversation = is_json_line(head.first)
+        if head.suffix == ".json" and not is_compressed(head.path) and not is_conversation:
+            raise UserError(
+                f"{head.path} is one JSON value over many lines, and no file of chitchat-dataset. Make it JSON Lines, one conversation a "
+                f"line; of a list: jq -c '.[]' {head.path} > {Path(head.path).stem}.jsonl"
+            )
+        return head.first.startswith("{") and (is_conversation or head.suffix in (".jsonl", ".ndjson"))
+
+    def read(self, record: Record) -> Conversation:
+        """Read one line.
+
+        Raises:
+            RejectedRecordError: no UTF-8, no JSON, no conversation in it, or a turn without text.
+        """
+        assert isinstance(record.content, bytes)
+        text = decoded(record.content)
+        if not text.strip():
+            raise RejectedRecordError("empty line")
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RejectedRecordError("not JSON") from error
+        if not _is_conversation(value):
+            raise RejectedRecordError(f"none of the keys {', '.join((*LISTS[:2], 'turns', 'Context and Response'))}")
+        listed = _first(value, LISTS)
+        turns = _pair(value) if listed is None else _turns(listed)
+        for turn in turns:
+            if not turn.text.isascii() and any("\ud800" <= character <= "\udfff" for character in turn.text):
+                raise RejectedRecordError("half of a surrogate pair in it")
+        return Conversation(turns)
 
 
-def read_record(record: Record) -> Conversation:
-    """Read one line.
-
-    Raises:
-        RejectedRecordError: no UTF-8, no JSON, no conversation in it, or a turn without text.
-    """
-    assert isinstance(record.content, bytes)
-    text = decoded(record.content)
-    if not text.strip():
-        raise RejectedRecordError("empty line")
+def is_json_line(line: str) -> bool:
+    """Return whether a line is JSON of one of the shapes."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RejectedRecordError("not JSON") from error
-    if not is_conversation(value):
-        raise RejectedRecordError(f"none of the keys {', '.join((*LISTS[:2], 'turns', 'Context and Response'))}")
-    listed = _first(value, LISTS)
-    turns = _pair(value) if listed is None else _turns(listed)
-    for turn in turns:
-        if not turn.text.isascii() and any("\ud800" <= character <= "\udfff" for character in turn.text):
-            raise RejectedRecordError("half of a surrogate pair in it")
-    return Conversation(turns)
+        return _is_conversation(json.loads(line))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, dict) and (_first(value, LISTS) is not None or _first(value, RESPONSES) is not None)
 
 
 def _pair(value: dict[str, Any]) -> list[Turn]:

@@ -3,10 +3,12 @@
 import csv
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dialogpt_ds.conversations.conversation import Conversation, Record, RejectedRecordError, Turn
+from dialogpt_ds.conversations.files import Head
+from dialogpt_ds.conversations.formats.base import Format, ReadingOptions
 from dialogpt_ds.errors import UserError
 
 _CONTEXT = re.compile(r"context(?:/(\d+))?")
@@ -52,77 +54,134 @@ def table_of(first_line: str) -> Table | None:
     return None
 
 
-def records(file: Iterator[bytes], table: Table, path: str) -> Iterator[Record]:
-    """Yield the rows behind the header; a row may go over several lines.
+@dataclass(frozen=True)
+class ResponseTable(Format):
+    """A table with a conversation in each row."""
 
-    Raises:
-        UserError: a quote that never closes, so that all that follows would be one field.
-    """
-    csv.field_size_limit(MAX_FIELD)
-    lines = (line.decode("utf-8", errors="surrogateescape") for line in file)
-    reader = csv.reader(lines, delimiter=table.delimiter, strict=True)
-    before = 0
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                raise UserError(
-                    f"{path}, line {before + 1}: a quote opens in this row and never closes, so all that follows would be one field; "
-                    "close it, or double it where it is text"
-                ) from error
-            yield Record(before + 1, [], f"not CSV: {error}")
+    table: Table
+
+    name = "csv"
+    summary = "or TSV with a header"
+    title = "a table"
+    missing = "has no header with response and context or name and line"
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """The first line is a header of either kind."""
+        return table_of(head.first) is not None
+
+    @classmethod
+    def open(cls, head: Head, options: ReadingOptions) -> Format:
+        """Return a table, or a script, as the header says.
+
+        Raises:
+            UserError: it says neither, or it is a script and no persona is chosen.
+        """
+        first = head.lines[0].decode("utf-8", errors="replace").removesuffix("\r") if head.lines else ""
+        table = table_of(first)
+        if table is None:
+            raise UserError(
+                f"{head.path}: the first line is no header that is known here: {first[:80]!r}. It needs the columns "
+                "response and context (and context/0, context/1, ... for what came before it), or name and line."
+            )
+        if not table.is_script:
+            return cls(table)
+        if not options.persona:
+            raise UserError(f"{head.path} is a script of lines with names: say with --persona NAME whose lines are learned")
+        return Script(table, options.persona, options.history)
+
+    def describe(self) -> str:
+        """Name the columns."""
+        return f"{self.title} with the columns {', '.join(self.table.header)}"
+
+    def records(self, lines: Iterator[bytes], path: str) -> Iterator[Record]:
+        """Yield the rows behind the header; a row may go over several lines.
+
+        Raises:
+            UserError: a quote that never closes, so that all that follows would be one field.
+        """
+        csv.field_size_limit(MAX_FIELD)
+        texts = (line.decode("utf-8", errors="surrogateescape") for line in lines)
+        reader = csv.reader(texts, delimiter=self.table.delimiter, strict=True)
+        before = 0
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "unexpected end of data" in str(error):
+                    raise UserError(
+                        f"{path}, line {before + 1}: a quote opens in this row and never closes, so all that follows would be one field; "
+                        "close it, or double it where it is text"
+                    ) from error
+                yield Record(before + 1, [], f"not CSV: {error}")
+                before = reader.line_num
+                continue
+            if before:  # the first row is the header
+                yield Record(before + 1, row)
             before = reader.line_num
-            continue
-        if before:  # the first row is the header
-            yield Record(before + 1, row)
-        before = reader.line_num
+
+    def read(self, record: Record) -> Conversation:
+        """Read one row.
+
+        Raises:
+            RejectedRecordError: it is no CSV, has another number of fields than the header, or is no UTF-8.
+        """
+        fields = _checked_fields(record)
+        if len(fields) != len(self.table.header):
+            raise RejectedRecordError(WRONG_FIELDS)
+        contexts = [fields[column] for column in self.table.contexts]
+        # An example early in a conversation has fewer contexts; the oldest fields are empty then.
+        first = next((number for number, text in enumerate(contexts) if text), len(contexts))
+        return Conversation([Turn(text) for text in [*contexts[first:], fields[self.table.header.index("response")]]])
 
 
-def script_records(rows: Iterator[Record], table: Table, persona: str, history: int) -> Iterator[Record]:
-    """Yield a conversation for each line of `persona`: up to `history` lines before it, and the line.
+@dataclass(frozen=True)
+class Script(ResponseTable):
+    """A table with a line of a script in each row."""
 
-    A row that can't be read is handed on, and breaks the history: what follows was not said to what came before it.
-    """
-    name, line = table.header.index("name"), table.header.index("line")
-    before: deque[str] = deque(maxlen=history)
-    for row in rows:
-        if row.problem or len(row.content) != len(table.header):
-            before.clear()
-            yield row._replace(problem=row.problem or WRONG_FIELDS)
-            continue
-        assert isinstance(row.content, list)
-        text = row.content[line]
-        if row.content[name].strip() == persona:
-            yield Record(row.line, [*before, text])
-        before.append(text)
+    persona: str
+    """Whose lines are learned."""
+    history: int
+    """Lines of context."""
+
+    title = "a script"
+    has_speakers = True
+
+    def records(self, lines: Iterator[bytes], path: str) -> Iterator[Record]:
+        """Yield a conversation for each line of `persona`: up to `history` lines before it, and the line.
+
+        A row that can't be read is handed on, and breaks the history: what follows was not said to what came before it.
+        """
+        name, line = self.table.header.index("name"), self.table.header.index("line")
+        before: deque[str] = deque(maxlen=self.history)
+        for row in super().records(lines, path):
+            if row.problem or len(row.content) != len(self.table.header):
+                before.clear()
+                yield row._replace(problem=row.problem or WRONG_FIELDS)
+                continue
+            assert isinstance(row.content, list)
+            text = row.content[line]
+            if row.content[name].strip() == self.persona:
+                yield Record(row.line, [*before, text])
+            before.append(text)
+
+    def read(self, record: Record) -> Conversation:
+        """Read one conversation; raises RejectedRecordError as for a table.
+
+        What the persona said earlier was learned there, and is context here.
+        """
+        *context, line = _checked_fields(record)
+        return Conversation([*(Turn(text) for text in context), Turn(line, role=self.persona)])
 
 
-def read_record(record: Record, table: Table, persona: str) -> Conversation:
-    """Read one row, or one conversation of a script.
-
-    Raises:
-        RejectedRecordError: it is no CSV, has another number of fields than the header, or is no UTF-8.
-    """
+def _checked_fields(record: Record) -> list[str]:
     assert isinstance(record.content, list)
     if record.problem:
         raise RejectedRecordError(record.problem)
-    _check_text(record.content)
-    if table.is_script:
-        # What the persona said earlier was learned there, and is context here.
-        return Conversation([*(Turn(text) for text in record.content[:-1]), Turn(record.content[-1], role=persona)])
-    if len(record.content) != len(table.header):
-        raise RejectedRecordError(WRONG_FIELDS)
-    contexts = [record.content[column] for column in table.contexts]
-    # An example early in a conversation has fewer contexts; the oldest fields are empty then.
-    first = next((number for number, text in enumerate(contexts) if text), len(contexts))
-    return Conversation([Turn(text) for text in [*contexts[first:], record.content[table.header.index("response")]]])
-
-
-def _check_text(fields: Sequence[str]) -> None:
     try:
-        "".join(fields).encode("utf-8")
+        "".join(record.content).encode("utf-8")
     except UnicodeEncodeError as error:
         raise RejectedRecordError("not UTF-8") from error
+    return record.content

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from dialogpt_ds.conversations.formats import FORMATS
 from dialogpt_ds.errors import RunError, UserError
 from dialogpt_ds.preprocessing import parts
 from dialogpt_ds.preprocessing.arguments import ShardArguments
@@ -19,8 +20,6 @@ from dialogpt_ds.preprocessing.make import make_shards
 from dialogpt_ds.shards.reader import ShardDirectory
 from tests.conftest import write_tsv
 from tests.helpers.small_world import byte_tokenizer
-
-FORMATS = ("dialogpt", "jsonl", "csv", "chat")
 
 
 def make(output: Path, *inputs: Path, **options: Any) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def test_whatever_is_in_a_file_the_balance_closes_and_nothing_is_a_traceback(
     lines = [json.loads(line) for line in rejects.read_text(encoding="utf-8").split("\n")[:-1]] if rejects.exists() else []
     assert len(lines) == sum(report["rejects"].values())
     assert [reject["line"] for reject in lines] == sorted(reject["line"] for reject in lines)
-    if format_name in ("dialogpt", "jsonl"):
+    if format_name != "auto" and FORMATS[format_name].by_lines:
         assert report["records"] == len(content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")) if content else True
 
 

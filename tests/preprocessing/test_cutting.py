@@ -5,7 +5,7 @@ from typing import NamedTuple
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from dialogpt_ds.preprocessing import cutting as examples
+from dialogpt_ds.preprocessing import cutting
 
 
 class TurnSlice(NamedTuple):
@@ -20,7 +20,7 @@ class TurnSlice(NamedTuple):
 def cut_conversation(lengths: list[int], weights: list[float], limit: int) -> list[list[TurnSlice]]:
     """Return each example turn by turn."""
     found = []
-    for example in examples.cut_conversation(lengths, weights, limit):
+    for example in cutting.cut_conversation(lengths, weights, limit):
         slices = []
         for turn in range(example.first, example.last + 1):
             start = sum(lengths[:turn])
