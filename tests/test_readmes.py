@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dialogpt_ds.doctor.arguments import DoctorArguments
 
 from dialogpt_ds.commands import dashboard, export, fetch_models, import_pkl, plot, replies
 from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.doctor.configuration import DoctorArguments
 from dialogpt_ds.preprocessing.arguments import ShardArguments
 from dialogpt_ds.preprocessing.inspect import InspectArguments
 from tests.conftest import ROOT
