@@ -132,7 +132,9 @@ def make_folder(folder: Path, what: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{what} {str(folder)!r} can't be made: {error.strerror}; name a folder that you may write to") from error
+        raise UserError(
+            f"{what} {str(folder)!r} can't be made: {error.strerror}; name a folder that you may write to"
+        ) from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"{what} {str(folder)!r} can't be written to; name a folder that you may write to")
 

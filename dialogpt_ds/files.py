@@ -16,10 +16,13 @@ from typing import IO, Any
 def replace_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a binary file that takes the place of `path` in one step when the block ends without an error.
 
-    Not `durable`: whole after any end of the program, but not after a power cut; for what has a checksum and can be made again.
+    Not `durable`: whole after any end of the program, but not after a power cut; for what has a checksum and can be
+    made again.
     """
     # Two writers of one file that can be made again, such as a task that was given out twice, don't meet.
-    unfinished = path.with_name(f".{path.name}.unfinished" if durable else f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    unfinished = path.with_name(
+        f".{path.name}.unfinished" if durable else f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished"
+    )
     try:
         with open(unfinished, "wb") as file:
             yield file
@@ -50,7 +53,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def rename_problem(folder: Path) -> str:
-    """Return why what is written in a folder can't be made durable and get its name by a rename, by trying it; "" where it can.
+    """Return why what is written in a folder can't be made durable and get its name by a rename, by trying it; "" where
+    it can.
 
     A mounted bucket often writes files but renames none, or no folders, and some disks take no flush of a folder.
     """
@@ -118,7 +122,8 @@ def sha256_of_json(value: Any) -> str:
 
 
 def appears(file: Path, seconds: float) -> bool:
-    """Wait until another host's new file is seen here, on a disk that both share; returns False where it is not in time."""
+    """Wait until another host's new file is seen here, on a disk that both share; returns False where it is not in
+    time."""
     deadline = time.monotonic() + seconds
     while not file.exists():
         if time.monotonic() > deadline:

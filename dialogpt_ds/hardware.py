@@ -10,7 +10,8 @@ import psutil
 GIB = 2**30
 """Bytes."""
 AS_FAST = 0.8
-"""Share of fp32's rate from which bf16 is worth it: it halves the memory traffic of activations, but masters in fp32 come on top."""
+"""Share of fp32's rate from which bf16 is worth it: it halves the memory traffic of activations, but masters in fp32
+come on top."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ def resident_memory() -> tuple[int, int]:
     if not status.is_file():
         # getrusage's own figure may be that of the program which started this one.
         return psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = dict(line.split(":", 1) for line in status.read_text(encoding="ascii", errors="replace").splitlines() if ":" in line)
+    found = dict(
+        line.split(":", 1) for line in status.read_text(encoding="ascii", errors="replace").splitlines() if ":" in line
+    )
     now, most = (int(found[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
     return now, most
 
@@ -61,7 +64,8 @@ def device_of_run() -> str:
 
 
 def bf16_is_fast() -> bool:
-    """Return whether the run's device computes in bf16 about as fast as in fp32, or faster; on a CPU by measuring both."""
+    """Return whether the run's device computes in bf16 about as fast as in fp32, or faster; on a CPU by measuring
+    both."""
     import torch
 
     from dialogpt_ds.matmul import cpu_rates

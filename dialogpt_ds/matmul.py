@@ -17,10 +17,11 @@ MEASURING_SECONDS = 0.3
 
 @functools.cache
 def cpu_rates() -> CpuRates:
-    """Return the rates of a matrix product on one core of the CPU; measured once in a process, in a fraction of a second.
+    """Return the rates of a matrix product on one core of the CPU; measured once in a process, in a fraction of a
+    second.
 
-    On one, since several threads wait for each other, on a machine with other work longer than they compute, and both products would
-    seem alike.
+    On one, since several threads wait for each other, on a machine with other work longer than they compute, and both
+    products would seem alike.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -33,9 +34,9 @@ def cpu_rates() -> CpuRates:
 def measured_rates(seconds_of: Callable[[torch.Tensor, torch.Tensor], float]) -> CpuRates:
     """Return the best rate of each precision among several rounds.
 
-    A list of the CPU's instructions would not do: oneDNN calls bf16 supported where AVX-512 has none for it, and emulates it.
-    Others at work on the machine make a product slower, never faster, so the best of several counts, and the precisions take turns,
-    so that both see the machine alike.
+    A list of the CPU's instructions would not do: oneDNN calls bf16 supported where AVX-512 has none for it, and
+    emulates it. Others at work on the machine make a product slower, never faster, so the best of several counts, and
+    the precisions take turns, so that both see the machine alike.
 
     Args:
         seconds_of: the time that a product takes.

@@ -11,13 +11,17 @@ SHORTEST = 8
 _VARIABLES = r"(?:[A-Z0-9]+_)*(?:KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD)(?:_[A-Z0-9]+)*"
 _NAMES_OF_VARIABLES = re.compile(rf"^{_VARIABLES}$")
 _NAMES_OF_KEYS = re.compile(
-    r"^(token|password|passwd|secret|authorization|cookie)$|api_?key|secret_?key|access_?(key|token)|auth_?token|_password$", re.I
+    r"^(token|password|passwd|secret|authorization|cookie)$|api_?key|secret_?key|access_?(key|token)|auth_?token|_password$",
+    re.I,
 )
 _PATTERNS = (
     # The user of an address, up to the last @ before its path or query: a password may have one.
     (re.compile(r"(?<=://)(?=[^/\s?\"']*@)[^\s?\"']*@", re.I), f"{LEFT_OUT}@"),
     (re.compile(r"(?P<kept>\b[a-z][a-z0-9+.-]*://[^\s?\"']+\?)(?!\(left)[^\s\"']+", re.I), rf"\g<kept>{LEFT_OUT}"),
-    (re.compile(r"(?P<kept>\b(?:authorization|cookie|[a-z-]*-(?:token|key))\s*:\s*)[^\"'\n]+", re.I), rf"\g<kept>{LEFT_OUT}"),
+    (
+        re.compile(r"(?P<kept>\b(?:authorization|cookie|[a-z-]*-(?:token|key))\s*:\s*)[^\"'\n]+", re.I),
+        rf"\g<kept>{LEFT_OUT}",
+    ),
     (re.compile(rf"(?P<kept>\b{_VARIABLES}=)(?P<quote>[\"']?)[^\s\"']+(?P=quote)"), rf"\g<kept>{LEFT_OUT}"),
     (
         re.compile(r"(?P<kept>(?:^|\s)(?:-u|--user|--oauth2-bearer|--[a-z0-9-]*(?:token|password))[ =])\S+"),
@@ -36,9 +40,9 @@ _PATTERNS = (
 def without_secrets(value: Any) -> Any:
     """Return a value of plain types with its secrets left out.
 
-    Secrets are what follows the `?` of an address, the user in front of its `@`, authorization headers and options of curl, values of
-    environment variables called ..._KEY, ..._TOKEN, ..._SECRET or ..._PASSWORD (as they are, and as NAME=value), tokens of well-known
-    shapes, and what a dictionary keeps under such a name.
+    Secrets are what follows the `?` of an address, the user in front of its `@`, authorization headers and options of
+    curl, values of environment variables called ..._KEY, ..._TOKEN, ..._SECRET or ..._PASSWORD (as they are, and as
+    NAME=value), tokens of well-known shapes, and what a dictionary keeps under such a name.
     """
     if isinstance(value, str):
         return _text_without(value)
@@ -57,7 +61,12 @@ def _entry_without(key: Any, entry: Any) -> Any:
 
 def _text_without(text: str) -> str:
     for name, secret in os.environ.items():
-        if len(secret) >= SHORTEST and secret in text and _NAMES_OF_VARIABLES.search(name) and not os.path.exists(secret):
+        if (
+            len(secret) >= SHORTEST
+            and secret in text
+            and _NAMES_OF_VARIABLES.search(name)
+            and not os.path.exists(secret)
+        ):
             text = text.replace(secret, f"${name}")
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)

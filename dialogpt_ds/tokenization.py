@@ -1,4 +1,5 @@
-"""Tokenizers: where one is found by name, how its vocabulary is told apart, and the fastest encoder that is equal to it."""
+"""Tokenizers: where one is found by name, how its vocabulary is told apart, and the fastest encoder that is equal to
+it."""
 
 import functools
 import hashlib
@@ -125,8 +126,8 @@ def vocabulary_sha256(tokenizer: Any) -> str:
 def make_encoder(tokenizer: Any) -> Encode:
     """Return a function text -> ids that never injects a special token: a literal <|endoftext|> is ordinary text.
 
-    For a byte-level BPE of GPT-2's kind it is tiktoken's `encode_ordinary` (three times as fast), taken only when both give the
-    same ids on the probes; else the tokenizer itself.
+    For a byte-level BPE of GPT-2's kind it is tiktoken's `encode_ordinary` (three times as fast), taken only when both
+    give the same ids on the probes; else the tokenizer itself.
     """
     plain = _plain_encoder(tokenizer)
     fast = _tiktoken_encoder(tokenizer)
@@ -157,7 +158,11 @@ def _tiktoken_encoder(tokenizer: Any) -> Encode | None:
     byte_of = {character: byte for byte, character in _byte_characters().items()}
     try:
         # GPT-2's ids are in the order of the merges, which is what tiktoken takes for ranks; the probes prove it.
-        ranks = {bytes(byte_of[c] for c in token): i for token, i in parts["model"]["vocab"].items() if i not in specials.values()}
+        ranks = {
+            bytes(byte_of[c] for c in token): i
+            for token, i in parts["model"]["vocab"].items()
+            if i not in specials.values()
+        }
         encoding = tiktoken.Encoding("shards", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=specials)
     except (KeyError, ValueError):
         return None  # not byte-level after all: the plain encoder is right by definition
@@ -165,7 +170,8 @@ def _tiktoken_encoder(tokenizer: Any) -> Encode | None:
 
 
 def _byte_characters() -> dict[int, str]:
-    """Return the printable character that GPT-2's vocabulary writes for each byte (Radford et al. 2019, their encoder.py).
+    """Return the printable character that GPT-2's vocabulary writes for each byte (Radford et al. 2019, their
+    encoder.py).
 
     Printable Latin-1 stands for itself; the other bytes take the characters from U+0100 on, in order.
     """

@@ -40,7 +40,8 @@ def code_sha256() -> str:
 
 
 def git_revision(checkout: Path = CHECKOUT) -> dict[str, Any] | None:
-    """Return commit and whether files differ from it; in an image the commit that it was built from; None where neither is known."""
+    """Return commit and whether files differ from it; in an image the commit that it was built from; None where neither
+    is known."""
     if not (checkout / ".git").exists():
         built_from = os.environ.get(IMAGE_REVISION, "unknown")
         return None if built_from == "unknown" else {"commit": built_from, "changed": False}

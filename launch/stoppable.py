@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Run a launcher so that SIGTERM to this process means checkpoint and end, also as a container's first process: see --help."""
+"""Run a launcher so that SIGTERM to this process means checkpoint and end, also as a container's first process: see
+--help."""
 
 import sys
 from pathlib import Path

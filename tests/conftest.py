@@ -35,7 +35,8 @@ get_accelerator().create_op_builder("ShareMemCommBuilder").load()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build the operation that ranks load before the first test: some wait by the clock for ranks, which should not be building then."""
+    """Build the operation that ranks load before the first test: some wait by the clock for ranks, which should not be
+    building then."""
     from dialogpt_ds.launching.needed_ops import SHM_OP
     from dialogpt_ds.launching.op_folder import is_built, op_folder
 
@@ -46,7 +47,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def has_ranks(item: pytest.Item) -> bool:
-    """Return whether a test has processes of its own that are ranks, as far as its fixtures and its module's imports show."""
+    """Return whether a test has processes of its own that are ranks, as far as its fixtures and its module's imports
+    show."""
     names = vars(item.module).values() if isinstance(item, pytest.Function) else ()
     starts = any(getattr(value, "__module__", None) in STARTERS_OF_RANKS for value in names)
     return starts or not {"one_rank", "two_ranks"}.isdisjoint(getattr(item, "fixturenames", ()))
@@ -65,7 +67,26 @@ def write_tsv(path: Path, count: int, seed: int = 0) -> Path:
     import random
 
     random.seed(seed)
-    words = ["the", "of", "to", "and", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with", "as", "they", "be"]
+    words = [
+        "the",
+        "of",
+        "to",
+        "and",
+        "in",
+        "is",
+        "it",
+        "you",
+        "that",
+        "he",
+        "was",
+        "for",
+        "on",
+        "are",
+        "with",
+        "as",
+        "they",
+        "be",
+    ]
     lines = []
     for _ in range(count):
         turns = [" ".join(random.choices(words, k=random.randint(1, 25))) for _ in range(random.randint(2, 5))]
@@ -84,7 +105,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("shards")
     source = write_tsv(folder / "train.tsv", 300)
-    make_shards(ShardArguments([str(source)], output=str(folder / "data"), max_seq_length=64, workers=1), say=lambda _: None)
+    make_shards(
+        ShardArguments([str(source)], output=str(folder / "data"), max_seq_length=64, workers=1), say=lambda _: None
+    )
     return folder / "data"
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 FLOORS = (
-    "commands", "doctor", "training", "dashboard", "replies", "logs", "preprocessing", "export", "checkpoints", "model", "plots",
-    "order", "distributed", "launching", "config", "shards", "conversations", "dialogpt_ds",
+    "commands", "doctor", "training", "dashboard", "replies", "logs", "preprocessing", "export", "checkpoints", "model",
+    "plots", "order", "distributed", "launching", "config", "shards", "conversations", "dialogpt_ds",
 )  # fmt: skip
 """The last is the modules that belong to no package."""
 

@@ -21,7 +21,8 @@ class Clock:
 
     def __init__(self, **seconds: list[float]) -> None:
         self.seconds: dict[torch.dtype, Iterator[float]] = {
-            getattr(torch, name): itertools.chain(values, itertools.repeat(values[-1])) for name, values in seconds.items()
+            getattr(torch, name): itertools.chain(values, itertools.repeat(values[-1]))
+            for name, values in seconds.items()
         }
         self.calls = self.threads = 0
 
@@ -40,13 +41,17 @@ def no_rates_yet() -> Iterator[None]:
     cpu_rates.cache_clear()
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN takes its instructions away by their names on x86 alone")
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="oneDNN takes its instructions away by their names on x86 alone"
+)
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])
 def test_bf16_without_instructions_for_it_is_slow_on_this_very_machine(instructions: str) -> None:
     """With AVX512_CORE oneDNN says that it supports bf16."""
     script = "from dialogpt_ds.hardware import CpuRates, bf16_is_fast; print(bf16_is_fast())"
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT
+    )
     assert done.stdout == "False\n", done.stderr
 
 

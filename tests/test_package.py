@@ -13,7 +13,14 @@ from dialogpt_ds.config.arguments import TrainingArguments
 from tests.conftest import ROOT
 
 COMMANDS = (
-    *("dialogpt-dashboard", "dialogpt-doctor", "dialogpt-export", "dialogpt-fetch", "dialogpt-import-pkl", "dialogpt-inspect"),
+    *(
+        "dialogpt-dashboard",
+        "dialogpt-doctor",
+        "dialogpt-export",
+        "dialogpt-fetch",
+        "dialogpt-import-pkl",
+        "dialogpt-inspect",
+    ),
     *("dialogpt-plot", "dialogpt-replies", "dialogpt-shards", "dialogpt-train"),
 )
 
@@ -21,7 +28,18 @@ COMMANDS = (
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, timeout=120)
     return next(folder.glob("*.whl"))
 
@@ -35,7 +53,9 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
 def test_the_wheels_commands_are_those_of_the_files(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=120
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)],
+        check=True,
+        timeout=120,
     )
     environment = os.environ | {"PYTHONPATH": str(site)}
     assert sorted(path.name for path in (site / "bin").iterdir()) == sorted(COMMANDS)
@@ -43,12 +63,16 @@ def test_the_wheels_commands_are_those_of_the_files(wheel: Path, tmp_path: Path)
         installed = subprocess.run(
             [site / "bin" / name, "--help"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
         )
-        script = subprocess.run([sys.executable, ROOT / file, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        script = subprocess.run(
+            [sys.executable, ROOT / file, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
         assert installed.returncode == script.returncode == 0, installed.stderr + script.stderr
         assert installed.stdout.split("[--config", 1)[1].split() == script.stdout.split("[--config", 1)[1].split()
 
 
-@pytest.mark.parametrize("file", sorted([*ROOT.glob("launch/*.py"), *ROOT.glob("preprocess/*.py")]), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "file", sorted([*ROOT.glob("launch/*.py"), *ROOT.glob("preprocess/*.py")]), ids=lambda p: p.name
+)
 def test_commands_only_parse_and_call(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 15
 
@@ -57,9 +81,11 @@ def test_training_options_are_frozen() -> None:
     """Other people's scripts use these names; a change here is a change for them, and belongs into CHANGELOG.md."""
     assert " ".join(field.name for field in dataclasses.fields(TrainingArguments)) == (
         "model_name_or_path init_checkpoint dropout no_token_id attention "
-        "activation_checkpointing chunked_head torch_compile train_input_file eval_input_file normalize_data max_seq_length "
+        "activation_checkpointing chunked_head torch_compile train_input_file eval_input_file normalize_data "
+        "max_seq_length "
         "packing loader_workers on_bad_block cache_dir cache_gb seed train_batch_size valid_batch_size "
-        "gradient_accumulation_steps learning_rate lr_schedule warmup_steps warmup_proportion num_optim_steps fp16 loss_scale "
+        "gradient_accumulation_steps learning_rate lr_schedule warmup_steps warmup_proportion num_optim_steps fp16 "
+        "loss_scale "
         "deterministic max_skipped_steps "
         "deepspeed_config valid_step skip_eval sample_prompts sample_max_new_tokens "
         "save_step save_minutes keep_checkpoints resume continue_from changed_order hang_timeout contact_timeout "

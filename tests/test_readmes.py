@@ -1,4 +1,5 @@
-"""Every README: its links lead somewhere, its commands can be read and name options that there are, its files are there."""
+"""Every README: its links lead somewhere, its commands can be read and name options that there are, its files are
+there."""
 
 import dataclasses
 import re
@@ -17,7 +18,9 @@ from dialogpt_ds.preprocessing.arguments import ShardArguments
 from dialogpt_ds.preprocessing.inspect import InspectArguments
 from tests.conftest import ROOT
 
-READMES = sorted(path for path in ROOT.rglob("README.md") if not re.match(r"\.|build/|demo_output/", str(path.relative_to(ROOT))))
+READMES = sorted(
+    path for path in ROOT.rglob("README.md") if not re.match(r"\.|build/|demo_output/", str(path.relative_to(ROOT)))
+)
 MOST_LINES = 220
 """Of README.md itself."""
 COMMANDS = {
@@ -89,7 +92,11 @@ def test_every_page_is_linked_from_the_first() -> None:
         page = waiting.pop()
         if page.name.endswith(".md") and page not in reached:
             reached.add(page)
-            targets = [target.partition("#")[0] for target in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
+            targets = [
+                target.partition("#")[0]
+                for target in LINK.findall(page.read_text(encoding="utf-8"))
+                if "://" not in target
+            ]
             waiting += [(page.parent / target).resolve() for target in targets if target]
     assert set(READMES) - reached == set()
 
@@ -134,7 +141,9 @@ def test_other_blocks_can_be_read(readme: Path) -> None:
 def test_the_tour_names_files_that_are_there_and_a_short_journey() -> None:
     text = (ROOT / "dialogpt_ds" / "README.md").read_text(encoding="utf-8")
     named = [path for path in IN_BACKTICKS.findall(text) if re.fullmatch(r"[\w/]+\.py", path) and "/" in path]
-    assert [path for path in named if not any((folder / path).is_file() for folder in (ROOT, ROOT / "dialogpt_ds"))] == []
+    assert [
+        path for path in named if not any((folder / path).is_file() for folder in (ROOT, ROOT / "dialogpt_ds"))
+    ] == []
     journey = re.findall(r"^\| \d+ \| `([\w/.]+)` \|", text, re.MULTILINE)
     assert 20 <= len(journey) <= 25
     packages = {path.name for path in (ROOT / "dialogpt_ds").iterdir() if path.is_dir() and path.name != "__pycache__"}

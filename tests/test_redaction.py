@@ -18,16 +18,25 @@ from dialogpt_ds.redaction import without_secrets
         ("https://me:pass@host/shards", "https://(left out)@host/shards"),
         ("https://me:p@ss@host/shards", "https://(left out)@host/shards"),
         ("https://ghp_token@github.com/a/b.git", "https://(left out)@github.com/a/b.git"),
-        ("pipe:AWS_SECRET_ACCESS_KEY=abc/d+e aws s3 cp s3://b/{} -", "pipe:AWS_SECRET_ACCESS_KEY=(left out) aws s3 cp s3://b/{} -"),
+        (
+            "pipe:AWS_SECRET_ACCESS_KEY=abc/d+e aws s3 cp s3://b/{} -",
+            "pipe:AWS_SECRET_ACCESS_KEY=(left out) aws s3 cp s3://b/{} -",
+        ),
         ("pipe:curl -u me:pass https://host/{}", "pipe:curl -u (left out) https://host/{}"),
         ("pipe:curl --oauth2-bearer abc https://host/{}", "pipe:curl --oauth2-bearer (left out) https://host/{}"),
         ("pipe:fetch --token abc {}", "pipe:fetch --token (left out) {}"),
-        ('pipe:curl -H "PRIVATE-TOKEN: abc" https://host/{}', 'pipe:curl -H "PRIVATE-TOKEN: (left out)" https://host/{}'),
+        (
+            'pipe:curl -H "PRIVATE-TOKEN: abc" https://host/{}',
+            'pipe:curl -H "PRIVATE-TOKEN: (left out)" https://host/{}',
+        ),
         ('pipe:curl -H "Cookie: a=b; c=d" https://host/{}', 'pipe:curl -H "Cookie: (left out)" https://host/{}'),
         ("glpat-abcdefghijklmnopqrst", "(left out)"),
         ("s3://bucket/user@home/shards", "s3://bucket/user@home/shards"),
         ("lr=1e-3 KEYS=3 loss: 2", "lr=1e-3 KEYS=3 loss: 2"),
-        ('pipe:curl -H "Authorization: Bearer abcdef" https://host/{}', 'pipe:curl -H "Authorization: (left out)" https://host/{}'),
+        (
+            'pipe:curl -H "Authorization: Bearer abcdef" https://host/{}',
+            'pipe:curl -H "Authorization: (left out)" https://host/{}',
+        ),
         ("token hf_abcdefghijklmnopqrstuvwx here", "token (left out) here"),
         ("AKIAABCDEFGHIJKLMNOP", "(left out)"),
         ("/data/shards", "/data/shards"),
@@ -69,6 +78,7 @@ def test_nested_values_and_names_of_keys() -> None:
 def test_a_configuration_that_lost_a_secret_says_so_when_it_is_used_again() -> None:
     found = argument_problems(TrainingArguments(train_input_file="https://a/b?(left out)", skip_eval=True))
     assert found == [
-        "--train_input_file 'https://a/b?(left out)': a secret was left out when this was written down; give the whole value on the "
+        "--train_input_file 'https://a/b?(left out)': a secret was left out when this was written down; give the "
+        "whole value on the "
         "command line"
     ]

@@ -1,1 +1,2 @@
-"""Checkpoints: complete or absent, checked before use, and loadable by another number of processes or another ZeRO stage."""
+"""Checkpoints: complete or absent, checked before use, and loadable by another number of processes or another ZeRO
+stage."""

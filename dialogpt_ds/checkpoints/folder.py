@@ -73,7 +73,9 @@ class Summary:
         except (OSError, ValueError, TypeError) as error:
             raise DamagedCheckpointError(f"{folder / SUMMARY} can't be read: {error}") from error
         if content.pop(OWN_SUM, None) != sha256_of_json(content):
-            raise DamagedCheckpointError(f"{folder / SUMMARY} is not as it was written: its content has another SHA-256")
+            raise DamagedCheckpointError(
+                f"{folder / SUMMARY} is not as it was written: its content has another SHA-256"
+            )
         if content.get("format") != SUMMARY_VERSION:
             raise DamagedCheckpointError(
                 f"{folder / SUMMARY} has format {content.get('format')}, this version reads {SUMMARY_VERSION}"
@@ -168,7 +170,8 @@ class CheckpointFolder:
             self.point(LATEST, newest)
 
     def set_aside(self, step: int, prefix: str) -> Path:
-        """Rename a checkpoint, so that it is none any more but is kept; `best` does not point to it any more. Returns where it is."""
+        """Rename a checkpoint, so that it is none any more but is kept; `best` does not point to it any more. Returns
+        where it is."""
         path = self.path(step)
         names = (f"{prefix}{path.name}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
         target = next(target for name in names if not (target := path.with_name(name)).exists())
@@ -178,7 +181,8 @@ class CheckpointFolder:
         return target
 
     def leave_behind(self, step: int) -> list[str]:
-        """Set the checkpoints after `step` aside, which is resumed from: they belong to another history; returns their new names."""
+        """Set the checkpoints after `step` aside, which is resumed from: they belong to another history; returns their
+        new names."""
         left = [self.set_aside(later, LEFT).name for later in self.steps() if later > step]
         self.point(LATEST, step)
         return left

@@ -1,4 +1,5 @@
-"""Loading a checkpoint into an engine: as it was saved, or from its conversion for another world size, stage or precision."""
+"""Loading a checkpoint into an engine: as it was saved, or from its conversion for another world size, stage or
+precision."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ NOT_HYPER_PARAMETERS = ("params", "lr", "initial_lr", "step")
 def load_checkpoint(engine: Any, path: Path, universal: bool) -> dict[str, Any]:
     """Load a checkpoint, or the conversion of one, and return our state in it. Collective: every rank must call.
 
-    Hyper-parameters of the optimizer (weight decay, betas, eps) stay those of the run; DeepSpeed gives those of the checkpoint back,
-    and at stage 3 those of its first group to all.
+    Hyper-parameters of the optimizer (weight decay, betas, eps) stay those of the run; DeepSpeed gives those of the
+    checkpoint back, and at stage 3 those of its first group to all.
 
     Args:
         engine: fresh, with the model and the optimizer of the checkpoint.
@@ -26,9 +27,12 @@ def load_checkpoint(engine: Any, path: Path, universal: bool) -> dict[str, Any]:
         universal: which of the two it is.
     """
     hyper_parameters = [
-        {key: value for key, value in group.items() if key not in NOT_HYPER_PARAMETERS} for group in engine.optimizer.param_groups
+        {key: value for key, value in group.items() if key not in NOT_HYPER_PARAMETERS}
+        for group in engine.optimizer.param_groups
     ]
-    client_state = _load_universal(engine, path) if universal else engine.load_checkpoint(str(path.parent), tag=path.name)[1]
+    client_state = (
+        _load_universal(engine, path) if universal else engine.load_checkpoint(str(path.parent), tag=path.name)[1]
+    )
     assert client_state is not None and CLIENT_STATE in client_state, path
     state = client_state[CLIENT_STATE]
     for group, values in zip(engine.optimizer.param_groups, hyper_parameters, strict=True):
@@ -46,7 +50,8 @@ def _load_universal(engine: Any, path: Path) -> dict[str, Any]:
         if engine.zero_optimization():
             _, client_state = engine.load_checkpoint(str(path.parent), tag=path.name)
         else:
-            # Counters and schedule are taken from the file; weights and moments of a stage-0 engine have no loader in DeepSpeed.
+            # Counters and schedule are taken from the file; weights and moments of a stage-0 engine have no loader in
+            # DeepSpeed.
             _, client_state = engine._load_checkpoint(str(path.parent), path.name, load_optimizer_states=False)
             _load_unpartitioned(engine, path / "zero")
     finally:
@@ -60,7 +65,8 @@ def _load_unpartitioned(engine: Any, zero: Path) -> None:
     optimizer = torch_optimizer(engine)
     for parameter, owner, place in _places(engine):
         loaded = {
-            key: torch.load(zero / names[parameter] / f"{key}.pt", map_location="cpu", weights_only=True)["param"] for key in STATES
+            key: torch.load(zero / names[parameter] / f"{key}.pt", map_location="cpu", weights_only=True)["param"]
+            for key in STATES
         }
         owner.data.view(-1)[place].copy_(loaded["fp32"].flatten())
         parameter.data.copy_(loaded["fp32"])
@@ -110,12 +116,13 @@ def updates_made(engine: Any) -> int:
 def _repair_steps(engine: Any) -> None:
     """Give every parameter a step of its own, in the type and on the device that the optimizer counts in.
 
-    DeepSpeed lets all parameters of a stage-3 engine share one tensor, which each of them then advances; and torch's Adam counts
-    in a tensor, DeepSpeed's in an integer. torch's fused kernel reads the step where the parameter is.
+    DeepSpeed lets all parameters of a stage-3 engine share one tensor, which each of them then advances; and torch's
+    Adam counts in a tensor, DeepSpeed's in an integer. torch's fused kernel reads the step where the parameter is.
     """
     optimizer = torch_optimizer(engine)
     in_tensors = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
-    # Of all groups: stage 3 keeps their lists of parameters empty between steps, so a parameter can't be looked up in them.
+    # Of all groups: stage 3 keeps their lists of parameters empty between steps, so a parameter can't be looked up in
+    # them.
     beside_parameter = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for parameter, state in optimizer.state.items():
         if "step" in state:
@@ -141,7 +148,8 @@ def set_scaler_state(engine: Any, state: dict[str, Any]) -> None:
 
 
 def _scaler(engine: Any) -> Any | None:
-    """Return what holds the state of a dynamic loss scale: an object of its own with ZeRO, a part of the optimizer without."""
+    """Return what holds the state of a dynamic loss scale: an object of its own with ZeRO, a part of the optimizer
+    without."""
     scaler = getattr(engine.optimizer, "loss_scale_config", None) or getattr(engine.optimizer, "loss_scaler", None)
     dynamic = getattr(scaler, "dynamic_loss_scale", False) or getattr(scaler, "dynamic", False)
     return scaler if engine.fp16_enabled() and dynamic else None

@@ -1,7 +1,10 @@
-"""Conversion of a checkpoint into DeepSpeed's universal format, from which any number of processes and any ZeRO stage can go on.
+"""Conversion of a checkpoint into DeepSpeed's universal format, from which any number of processes and any ZeRO stage
+can go on.
 
-DeepSpeed's converter puts the fragments of stages 1 to 3 together. What it leaves open is completed here, so that all stages read
-what all stages wrote: a stage-0 source, the layout and step of each parameter, and the files that hold more than one parameter.
+DeepSpeed's converter puts the fragments of stages 1 to 3 together. What it leaves open is completed here, so that all
+stages read
+what all stages wrote: a stage-0 source, the layout and step of each parameter, and the files that hold more than one
+parameter.
 """
 
 import argparse
@@ -115,7 +118,8 @@ def _write(source: Path, summary: Summary, target: Path, done: Beat) -> None:
         if parameter.is_dir():
             torch.save(torch.tensor(float(step)), parameter / "step.pt")
             done()
-    # Each loader takes its hyper-parameters from the run, its loss scale from our own state: none of them travels in here.
+    # Each loader takes its hyper-parameters from the run, its loss scale from our own state: none of them travels in
+    # here.
     groups: list[dict[str, Any]] = [{} for _ in range(summary.optimizer["groups"])]
     torch.save(
         {
@@ -172,11 +176,14 @@ def _save(file: Path, tensor: torch.Tensor) -> None:
 def _shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
     """Return the shape of every parameter; stage 3 has a dictionary per group of parameters."""
     shapes = state["param_shapes"]
-    return dict(shapes) if isinstance(shapes, dict) else {name: shape for group in shapes for name, shape in group.items()}
+    return (
+        dict(shapes) if isinstance(shapes, dict) else {name: shape for group in shapes for name, shape in group.items()}
+    )
 
 
 def _reshape(zero: Path, state: dict[str, Any], done: Beat) -> None:
-    """Give every tensor the parameter's shape, in the layout of stages 1 and 2; stage 3's is a bare vector, padded at its end."""
+    """Give every tensor the parameter's shape, in the layout of stages 1 and 2; stage 3's is a bare vector, padded at
+    its end."""
     for name, shape in _shapes(state).items():
         for key in STATES:
             file = zero / name / f"{key}.pt"
@@ -189,8 +196,8 @@ def _reshape(zero: Path, state: dict[str, Any], done: Beat) -> None:
 def _unpartitioned(state: dict[str, Any]) -> Parameters:
     """Yield each parameter of a stage-0 checkpoint with its fp32 weights and moments.
 
-    Three layouts: torch's own optimizer in fp32; DeepSpeed's half-precision ones with one fp32 tensor per parameter, or with one
-    flat tensor per group.
+    Three layouts: torch's own optimizer in fp32; DeepSpeed's half-precision ones with one fp32 tensor per parameter, or
+    with one flat tensor per group.
     """
     names = state["dialogpt_ds"]["parameter_groups"]
     module, optimizer = state["module"], state["optimizer"]

@@ -1,4 +1,5 @@
-"""Saving: all ranks write beside the place, then one rename makes it a checkpoint; one that fails leaves nothing behind."""
+"""Saving: all ranks write beside the place, then one rename makes it a checkpoint; one that fails leaves nothing
+behind."""
 
 import hashlib
 import os
@@ -72,8 +73,8 @@ class SummingFile:
 class SummingEngine(CheckpointEngine):
     """Takes the place of DeepSpeed's checkpoint engine during a save.
 
-    DeepSpeed meets at barriers between the files of a checkpoint; a rank that raised before one would leave the others waiting. So
-    what goes wrong is kept until all of them are through.
+    DeepSpeed meets at barriers between the files of a checkpoint; a rank that raised before one would leave the others
+    waiting. So what goes wrong is kept until all of them are through.
     """
 
     def __init__(self, beat: Callable[[str], None]) -> None:
@@ -169,7 +170,9 @@ def save_checkpoint(
     return folder.path(summary.step)
 
 
-def _let_deepspeed_write(engine: Any, writer: SummingEngine, root: Path, tag: str, client_state: dict[str, Any]) -> None:
+def _let_deepspeed_write(
+    engine: Any, writer: SummingEngine, root: Path, tag: str, client_state: dict[str, Any]
+) -> None:
     usual = engine.checkpoint_engine
     engine.checkpoint_engine = writer
     # DeepSpeed's recovery scripts are left out: launch/export.py does their work, also for ZeRO-0 and tied weights.
@@ -194,7 +197,9 @@ def _files(unfinished: Path, written: dict[Path, dict[str, Any]]) -> dict[str, d
             files[file.relative_to(unfinished).as_posix()] = written.get(file) or sums_of(file)
     missing = [str(path) for path in written if path.relative_to(unfinished).as_posix() not in files]
     if missing:
-        raise OSError(f"rank 0 doesn't see what another rank wrote ({missing[0]}): is output_dir on one disk for all nodes?")
+        raise OSError(
+            f"rank 0 doesn't see what another rank wrote ({missing[0]}): is output_dir on one disk for all nodes?"
+        )
     return files
 
 
@@ -209,7 +214,8 @@ def _complete(folder: CheckpointFolder, unfinished: Path, summary: Summary, name
 
 
 def _agree(writer: SummingEngine, device: torch.device, unfinished: Path, first: bool) -> None:
-    """Raise SaveError on all ranks where one has failed, after the remains are gone. Collective: every rank must call."""
+    """Raise SaveError on all ranks where one has failed, after the remains are gone. Collective: every rank must
+    call."""
     failures = gather_reports(writer.failure, device)
     if not failures:
         return

@@ -26,7 +26,8 @@ class DashboardArguments:
     show: bool = False
     """Print sections, panels and metrics with their units, and stop; needs no key, no network and no extra package."""
     save_json: str = ""
-    """JSON file to write the view's specification to, and stop; needs no key and no network. An earlier file is replaced."""
+    """JSON file to write the view's specification to, and stop; needs no key and no network. An earlier file is
+    replaced."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +56,9 @@ def _check_names(arguments: DashboardArguments) -> None:
     for option, value in (("--project", arguments.project), ("--entity", arguments.entity)):
         found = [character for character in NOT_IN_NAMES if character in value]
         if found:
-            raise UserError(f"{option} {value!r}: wandb takes none of {' '.join(NOT_IN_NAMES)} in it; leave out {' '.join(found)}")
+            raise UserError(
+                f"{option} {value!r}: wandb takes none of {' '.join(NOT_IN_NAMES)} in it; leave out {' '.join(found)}"
+            )
     if not arguments.project.strip():
         raise UserError(f"--project {arguments.project!r}: a name is needed, that of training's --wandb_project")
 
@@ -64,10 +67,14 @@ def _written(path: str, text: str) -> Path:
     """Write a text file, and return where; raises UserError."""
     output = Path(path).expanduser()
     if output.is_dir():
-        raise UserError(f"--save_json {path!r} is a folder, the name of a file is needed, e.g. {output / 'dashboard.json'}")
+        raise UserError(
+            f"--save_json {path!r} is a folder, the name of a file is needed, e.g. {output / 'dashboard.json'}"
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(output, text + "\n")
     except OSError as error:
-        raise UserError(f"--save_json {path!r} cannot be written ({error.strerror or error}); choose another place") from error
+        raise UserError(
+            f"--save_json {path!r} cannot be written ({error.strerror or error}); choose another place"
+        ) from error
     return output

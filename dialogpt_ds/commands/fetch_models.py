@@ -21,12 +21,15 @@ DATA_FOLDER = "DATA_FOLDER"
 
 @dataclass
 class FetchArguments:
-    """Bring released models here: weights, config and vocabulary, every file checked against the hub's checksum of it."""
+    """Bring released models here: weights, config and vocabulary, every file checked against the hub's checksum of
+    it."""
 
     models: list[str] = option([], positional=True)
-    """DialoGPT-small, DialoGPT-medium, DialoGPT-large, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or any OWNER/NAME of the hub."""
+    """DialoGPT-small, DialoGPT-medium, DialoGPT-large, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or any OWNER/NAME of the
+    hub."""
     data_folder: str | None = None
-    """Each model gets a folder of its name in this one. Default: the environment variable DATA_FOLDER, else ./models."""
+    """Each model gets a folder of its name in this one. Default: the environment variable DATA_FOLDER, else
+    ./models."""
     revision: str = "main"
     """Branch, tag or commit of the hub's repositories; it is resolved once, and every file comes from that commit."""
 

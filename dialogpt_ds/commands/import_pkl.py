@@ -1,4 +1,5 @@
-"""The command that makes a Hugging Face folder of DialoGPT's .pkl file: launch/import_pkl.py and dialogpt-import-pkl."""
+"""The command that makes a Hugging Face folder of DialoGPT's .pkl file: launch/import_pkl.py and
+dialogpt-import-pkl."""
 
 import os
 import shutil
@@ -36,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _import(arguments: ImportArguments) -> int:
     if len(arguments.files) != 2:
-        raise UserError(f"give a .pkl file and a folder to write; got {len(arguments.files)}: {' '.join(arguments.files)}")
+        raise UserError(
+            f"give a .pkl file and a folder to write; got {len(arguments.files)}: {' '.join(arguments.files)}"
+        )
     source, target = arguments.files[0], check_target(arguments.files[1], arguments.overwrite)
     from dialogpt_ds.commandline import quiet_libraries
 
@@ -65,7 +68,9 @@ def _import(arguments: ImportArguments) -> int:
     if warning:
         print(warning)
     parameters = sum(tensor.numel() for tensor in weights.values())
-    print(f"{target}: {shape}, {parameters / 1e6:,.1f} M parameters in {str(dtype).removeprefix('torch.')}, from {source}")
+    print(
+        f"{target}: {shape}, {parameters / 1e6:,.1f} M parameters in {str(dtype).removeprefix('torch.')}, from {source}"
+    )
     print(f"to train from it: deepspeed --num_gpus 8 launch/train.py --model {target} ...")
     return 0
 
@@ -73,12 +78,14 @@ def _import(arguments: ImportArguments) -> int:
 def _check_tokenizer(tokenizer: Any, name: str, vocabulary: int) -> None:
     if len(tokenizer) > vocabulary:
         raise UserError(
-            f"--tokenizer {name!r} has {len(tokenizer):,} token ids, the model's embedding {vocabulary:,}: name the one it was trained with"
+            f"--tokenizer {name!r} has {len(tokenizer):,} token ids, the model's embedding {vocabulary:,}: name the "
+            f"one it was trained with"
         )
 
 
 def _common_type(weights: dict[str, Any]) -> Any:
-    """Return the type that most numbers of a file are in; a norm that was kept in fp32 beside fp16 matrices does not decide."""
+    """Return the type that most numbers of a file are in; a norm that was kept in fp32 beside fp16 matrices does not
+    decide."""
     numbers: dict[Any, int] = {}
     for tensor in weights.values():
         numbers[tensor.dtype] = numbers.get(tensor.dtype, 0) + tensor.numel()

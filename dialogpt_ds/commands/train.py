@@ -84,11 +84,18 @@ def _run(settings: "Settings", on_cpu_by_choice: bool) -> int:
     from dialogpt_ds.training.run import confirm_finished, train
 
     step = preview_resume(settings)
-    if step is not None and step >= arguments.num_optim_steps and exported_step(settings.output_dir / MODEL_FOLDER) == step:
+    if (
+        step is not None
+        and step >= arguments.num_optim_steps
+        and exported_step(settings.output_dir / MODEL_FOLDER) == step
+    ):
         if spans_hosts(world):
             confirm_finished(settings)
         if world.is_first:
-            print(f"nothing to do: {settings.output_dir} is at step {step:,}, --num_optim_steps is {arguments.num_optim_steps:,}")
+            print(
+                f"nothing to do: {settings.output_dir} is at step {step:,}, --num_optim_steps is "
+                f"{arguments.num_optim_steps:,}"
+            )
         return EXIT_DONE
     warnings = check_machine(settings, on_cpu_by_choice)
     prepare_cpu(world, offloads=settings.offload != ("none", "none"))
@@ -152,7 +159,8 @@ def show(settings: "Settings") -> None:
         output = checked_picture(arguments.plot_schedule, "--plot_schedule")
         highest, at = save_schedule(settings.schedule, output)
         print(
-            f"schedule {arguments.lr_schedule}: peak rate {highest:.3e} at step {at:,} of {arguments.num_optim_steps:,}, drawn in {output}"
+            f"schedule {arguments.lr_schedule}: peak rate {highest:.3e} at step {at:,} of "
+            f"{arguments.num_optim_steps:,}, drawn in {output}"
         )
     if arguments.dry_run:
         from dialogpt_ds.training.dry_run import dry_run

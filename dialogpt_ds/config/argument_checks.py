@@ -24,7 +24,9 @@ def argument_problems(arguments: TrainingArguments) -> list[str]:
 def _numbers(arguments: TrainingArguments) -> list[str]:
     given = {name: value for name, value in asdict(arguments).items() if value is not None}
     # `not (a >= b)`, since nan is neither above nor below.
-    problems = [f"--{name} {given[name]} must be 1 or more" for name in AT_LEAST_ONE if name in given and not given[name] >= 1]
+    problems = [
+        f"--{name} {given[name]} must be 1 or more" for name in AT_LEAST_ONE if name in given and not given[name] >= 1
+    ]
     problems += [f"--{name} {given[name]} must be 0 or more" for name in AT_LEAST_ZERO if not given[name] >= 0]
     problems += [f"--{name} {given[name]} must be above 0" for name in ABOVE_ZERO if not given[name] > 0]
     if not 0 <= arguments.dropout < 1:
@@ -51,7 +53,8 @@ def _together(arguments: TrainingArguments) -> list[str]:
         problems.append("--train_input_file is missing: name a shard directory (preprocess/make_shards.py makes one)")
     if (arguments.gpu or arguments.link != "auto") and not (arguments.gpu and arguments.dry_run):
         problems.append(
-            "--gpu and --link are for a dry run on GPUs that need not be here: give --dry_run --gpu NAME, or leave them out"
+            "--gpu and --link are for a dry run on GPUs that need not be here: give --dry_run --gpu NAME, or leave "
+            "them out"
         )
     if not arguments.eval_input_file and not arguments.skip_eval:
         problems.append("--eval_input_file is missing: name a shard directory, or give --skip_eval")
@@ -61,7 +64,8 @@ def _together(arguments: TrainingArguments) -> list[str]:
 def _secrets(arguments: TrainingArguments) -> list[str]:
     """Return where a configuration was written down without a secret that it had."""
     return [
-        f"--{name} {value!r}: a secret was left out when this was written down; give the whole value on the command line"
+        f"--{name} {value!r}: a secret was left out when this was written down; give the whole value on the command "
+        f"line"
         for name, value in asdict(arguments).items()
         if LEFT_OUT in str(value)
     ]

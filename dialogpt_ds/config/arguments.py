@@ -7,7 +7,8 @@ from dialogpt_ds.commandline import option
 from dialogpt_ds.config.schedule import ScheduleName
 
 Attention = Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"]
-"""Implementations of attention; auto: varlen where device, precision and model have it, else what transformers takes."""
+"""Implementations of attention; auto: varlen where device, precision and model have it, else what transformers
+takes."""
 Link = Literal["auto", "nvlink", "pcie", "100gbe"]
 """Between the GPUs of a dry run."""
 SAMPLE_PROMPTS = ("Does money buy happiness?", "How are you?", "What did you do last weekend?", "I just got a new job!")
@@ -19,7 +20,8 @@ class TrainingArguments:
 
     # The model
     model_name_or_path: str = option("117M", "--model")
-    """117M, 345M, 762M, small or tiny (random weights), a local Hugging Face folder, a hub id, or DialoGPT's .pkl file."""
+    """117M, 345M, 762M, small or tiny (random weights), a local Hugging Face folder, a hub id, or DialoGPT's .pkl
+    file."""
     init_checkpoint: str = ""
     """Local Hugging Face folder or .pkl file whose weights are loaded into the model."""
     dropout: float = 0.0
@@ -27,11 +29,12 @@ class TrainingArguments:
     no_token_id: bool = True
     """False feeds each token's turn number as its token type, as DialoGPT could."""
     attention: Attention = "auto"
-    """Implementation of attention: auto takes the fastest that is right: varlen, PyTorch's FlashAttention for the examples of packed
-    rows (compute capability 8.0, fp16 or bf16, no dropout), else sdpa; eager is transformers' plain one, flash_attention_2 needs the
-    package flash-attn."""
+    """Implementation of attention: auto takes the fastest that is right: varlen, PyTorch's FlashAttention for the
+    examples of packed rows (compute capability 8.0, fp16 or bf16, no dropout), else sdpa; eager is transformers' plain
+    one, flash_attention_2 needs the package flash-attn."""
     activation_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass and compute the rest again: less memory, about a third more computing."""
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, about a third more
+    computing."""
     chunked_head: bool = False
     """Compute the targets' logits piece by piece, and again for the backward pass: less memory, more computing."""
     torch_compile: bool = False
@@ -39,10 +42,11 @@ class TrainingArguments:
 
     # Data
     train_input_file: str | list[str] = ""
-    """Shard directory to train on (preprocess/make_shards.py writes them), local or remote (https://, s3://, gs://, hf://,
-    pipe:COMMAND {}), or several with weights, 3:DIR_A,1:DIR_B: three rows of DIR_A for each of DIR_B."""
+    """Shard directory to train on (preprocess/make_shards.py writes them), local or remote (https://, s3://, gs://,
+    hf://, pipe:COMMAND {}), or several with weights, 3:DIR_A,1:DIR_B: three rows of DIR_A for each of DIR_B."""
     eval_input_file: str = ""
-    """Shard directory to evaluate on, or a DialoGPT TSV: its training format, or a source and its references per line."""
+    """Shard directory to evaluate on, or a DialoGPT TSV: its training format, or a source and its references per
+    line."""
     normalize_data: bool = True
     """Make runs of white space in an evaluation TSV one space, as DialoGPT did; shards are taken as they are."""
     max_seq_length: int = 128
@@ -52,7 +56,8 @@ class TrainingArguments:
     loader_workers: int = 1
     """Processes per rank that prepare batches ahead of the training step; 0 does it in the rank itself."""
     on_bad_block: Literal["stop", "skip"] = "stop"
-    """Block of examples that can't be read in mid-training: stop all ranks, or leave it out on all ranks and count it."""
+    """Block of examples that can't be read in mid-training: stop all ranks, or leave it out on all ranks and count
+    it."""
     cache_dir: str = "~/.cache/dialogpt_ds"
     """Folder on each node for remote shards."""
     cache_gb: float = 50.0
@@ -68,7 +73,8 @@ class TrainingArguments:
     gradient_accumulation_steps: int = 2
     """Micro-batches per GPU and optimizer step."""
     learning_rate: float = 1e-5
-    """Scale of the schedule; noam multiplies it with 1e4 * d**-0.5 as DialoGPT did, the start-up table shows the peak."""
+    """Scale of the schedule; noam multiplies it with 1e4 * d**-0.5 as DialoGPT did, the start-up table shows the
+    peak."""
     lr_schedule: ScheduleName = "noam"
     """noam, noamwd, BERT, None (constant), or cosine."""
     warmup_steps: int = 16_000
@@ -82,10 +88,11 @@ class TrainingArguments:
     loss_scale: float = 0
     """Fixed fp16 loss scale; 0 adapts it."""
     deterministic: bool = False
-    """Compute on a GPU with kernels that give the same bits each time (some of attention's are slower); a CPU does so without."""
+    """Compute on a GPU with kernels that give the same bits each time (some of attention's are slower); a CPU does so
+    without."""
     max_skipped_steps: int = 20
-    """Updates in a row that may be skipped for gradients that are not finite; one more ends the run (fp16: at least as many as
-    the loss scale needs to come down from where it starts)."""
+    """Updates in a row that may be skipped for gradients that are not finite; one more ends the run (fp16: at least as
+    many as the loss scale needs to come down from where it starts)."""
     deepspeed_config: str = option("", "--deepspeed")
     """DeepSpeed JSON, see ds_configs/; without it ZeRO stage 1 in the precision that fp16 says."""
 
@@ -95,7 +102,8 @@ class TrainingArguments:
     skip_eval: bool = False
     """Never evaluate."""
     sample_prompts: list[str] = option(list(SAMPLE_PROMPTS))
-    """Prompts that the model answers at every evaluation, turns separated by EOS as in DialoGPT's files; "" for none."""
+    """Prompts that the model answers at every evaluation, turns separated by EOS as in DialoGPT's files; "" for
+    none."""
     sample_max_new_tokens: int = 40
     """Longest answer to a sample prompt (tokens)."""
     save_step: int | None = None
@@ -107,14 +115,16 @@ class TrainingArguments:
     resume: Literal["auto", "must", "never"] = "auto"
     """Go on from output_dir's last checkpoint if there is one, insist on one, or refuse a directory that has one."""
     continue_from: int = 0
-    """Go on from the checkpoint of this optimizer step instead of the last one; later ones are renamed to left-step-..."""
+    """Go on from the checkpoint of this optimizer step instead of the last one; later ones are renamed to
+    left-step-..."""
     changed_order: Literal["stop", "restart"] = "stop"
-    """Where a checkpoint was trained on other data, or with another seed, row length or packing: stop, or go on with its weights and
-    optimizer and begin the new order of rows at its first row."""
+    """Where a checkpoint was trained on other data, or with another seed, row length or packing: stop, or go on with
+    its weights and optimizer and begin the new order of rows at its first row."""
     hang_timeout: float = 1_800.0
     """Seconds without any progress after which all ranks write down where they stand and the run ends; 0: never."""
     contact_timeout: float = 90.0
-    """Seconds without an answer from another host after which it counts as lost and the run ends; 0: only hang_timeout notices."""
+    """Seconds without an answer from another host after which it counts as lost and the run ends; 0: only hang_timeout
+    notices."""
 
     # Output
     output_dir: str = "models/output_model"
@@ -151,10 +161,11 @@ class TrainingArguments:
     """Build everything in one process, say what the run would need, take two steps, and stop; nothing is written. With
     --expect_world_size N the figures are those of N processes."""
     gpu: str = ""
-    """With --dry_run: model how fast the run would be on such GPUs, and whether it fits: H100, H200, A100-40, A100-80, V100, T4, L4,
-    RTX 3090, RTX 4090. Modelled from data sheets and published figures, not measured."""
+    """With --dry_run: model how fast the run would be on such GPUs, and whether it fits: H100, H200, A100-40, A100-80,
+    V100, T4, L4, RTX 3090, RTX 4090. Modelled from data sheets and published figures, not measured."""
     link: Link = "auto"
-    """With --gpu: the slowest link between them; auto: 100gbe (Ethernet of 100 Gbit/s) between hosts, else the GPU's own."""
+    """With --gpu: the slowest link between them; auto: 100gbe (Ethernet of 100 Gbit/s) between hosts, else the GPU's
+    own."""
 
     # Launching
     expect_world_size: int | None = None

@@ -1,4 +1,5 @@
-"""Batch arithmetic: DialoGPT's two numbers per GPU and DeepSpeed's three, brought together before the engine sees them."""
+"""Batch arithmetic: DialoGPT's two numbers per GPU and DeepSpeed's three, brought together before the engine sees
+them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,9 @@ def resolve_batch(
 ) -> BatchSizes:
     """Bring the command line and the JSON together.
 
-    The command line's train_batch_size is rows per GPU, so with 2 ranks its 4 is the JSON's 8. Where the JSON has any of its three
-    keys, they take the place of the command line's defaults, and what is still missing follows DeepSpeed's rules.
+    The command line's train_batch_size is rows per GPU, so with 2 ranks its 4 is the JSON's 8. Where the JSON has any
+    of its three keys, they take the place of the command line's defaults, and what is still missing follows DeepSpeed's
+    rules.
 
     Args:
         rows_per_gpu: train_batch_size of the command line.
@@ -60,16 +62,24 @@ def resolve_batch(
     return _complete(given, asked, world_size)
 
 
-def _check_agreement(key: str, stated: dict[str, int], asked: dict[str, int], rows_per_gpu: int, world_size: int) -> None:
+def _check_agreement(
+    key: str, stated: dict[str, int], asked: dict[str, int], rows_per_gpu: int, world_size: int
+) -> None:
     if stated.get(key, asked[key]) == asked[key]:
         return
     if key == ACCUMULATION:
         raise UserError(
-            f"--{key} {asked[key]} on the command line, {stated[key]} in the DeepSpeed JSON: leave one of them out, or make them equal"
+            f"--{key} {asked[key]} on the command line, {stated[key]} in the DeepSpeed JSON: leave one of them out, "
+            f"or make them equal"
         )
-    fix = f"--{key} {stated[key] // world_size}" if stated[key] % world_size == 0 else f'"{key}": {asked[key]} in the JSON'
+    fix = (
+        f"--{key} {stated[key] // world_size}"
+        if stated[key] % world_size == 0
+        else f'"{key}": {asked[key]} in the JSON'
+    )
     raise UserError(
-        f"--{key} {rows_per_gpu} on the command line is per GPU, so {asked[key]} rows on {world_size} GPUs; the DeepSpeed JSON "
+        f"--{key} {rows_per_gpu} on the command line is per GPU, so {asked[key]} rows on {world_size} GPUs; the "
+        f"DeepSpeed JSON "
         f'says "{key}": {stated[key]} in all. Write {fix}, or leave one of them out.'
     )
 

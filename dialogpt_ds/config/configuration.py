@@ -1,4 +1,5 @@
-"""The command line and the DeepSpeed JSON, brought together: what the trainer runs with, and what the doctor looks at."""
+"""The command line and the DeepSpeed JSON, brought together: what the trainer runs with, and what the doctor looks
+at."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from dialogpt_ds.config.precision import Precision, fill_precision, resolve_prec
 BUILT_IN = "built-in ZeRO-1"
 DEFAULT_CLIPPING = 1.0
 BUCKET = 25_000_000
-"""Numbers that are reduced at a time, as in ds_configs/, whose README says why; DeepSpeed's own default takes 2 GB for them in fp32."""
+"""Numbers that are reduced at a time, as in ds_configs/, whose README says why; DeepSpeed's own default takes 2 GB for
+them in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,8 @@ def resolve(parsed: Parsed[Any]) -> Configuration:
 
 
 def deepspeed_config_of(path: str) -> tuple[dict[str, Any], list[str]]:
-    """Return a JSON, or the one that is built in, checked, with what was missing filled in and said; raises UserError."""
+    """Return a JSON, or the one that is built in, checked, with what was missing filled in and said; raises
+    UserError."""
     notes = []
     if path:
         config = copy.deepcopy(read_deepspeed_json(path))

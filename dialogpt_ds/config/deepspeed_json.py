@@ -27,10 +27,12 @@ REFUSED = {
     "scheduler": "the learning rate follows the command line's --lr_schedule, and two schedules would contradict each "
     "other (DeepSpeed's WarmupLR family also gives rate 0 for the first two steps). Remove the block and set "
     "--lr_schedule, --warmup_steps and --learning_rate",
-    _NO_CLIPPING: 'DeepSpeed does not take it as an argument of the optimizer. Write "gradient_clipping" at the top level',
+    _NO_CLIPPING: 'DeepSpeed does not take it as an argument of the optimizer. Write "gradient_clipping" at the top '
+    "level",
     "amp": 'DeepSpeed no longer has Apex AMP. Use "fp16" or "bf16"',
     "comet.api_key": "DeepSpeed writes its configuration into every checkpoint. Set COMET_API_KEY in the environment",
-    "elasticity": "DeepSpeed no longer has elastic training. Remove it; a checkpoint of this trainer resumes at another world size",
+    "elasticity": "DeepSpeed no longer has elastic training. Remove it; a checkpoint of this trainer resumes at "
+    "another world size",
     "nebula": "DeepSpeed no longer has it. Remove it; checkpoints are written to output_dir",
     "curriculum_learning": "DeepSpeed no longer reads it here. Remove it; the order of the examples is the trainer's",
     **dict.fromkeys(
@@ -56,7 +58,8 @@ _REFUSED_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
     **{
         f"activation_checkpointing.{name}": (
             (True,),
-            "DeepSpeed applies the block only to models that call its own checkpoint function, and would do nothing here. Give "
+            "DeepSpeed applies the block only to models that call its own checkpoint function, and would do nothing "
+            "here. Give "
             "--activation_checkpointing on the command line, and remove the key",
         )
         for name in (
@@ -288,7 +291,10 @@ def _optimizer_problems(config: dict[str, Any]) -> Iterator[str]:
     if not optimizer:
         return
     if "type" not in optimizer:
-        yield ('optimizer.type is missing; without it DeepSpeed ignores the block. Write "type": "AdamW" or remove the block.')
+        yield (
+            'optimizer.type is missing; without it DeepSpeed ignores the block. Write "type": "AdamW" or remove the '
+            "block."
+        )
         return
     params = _block(optimizer, "params")
     if _table_for(config) is not TABLE:
@@ -330,4 +336,7 @@ def _contradictions(config: dict[str, Any]) -> Iterator[str]:
     computed_in = half[0].replace("bfloat16", "bf16") if half else "fp32"
     if summed_in not in (None, computed_in) and (summed_in != "fp32" or stage == 0):
         rule = "gradients are summed over micro-batches in the run's precision, or from stage 1 on in fp32"
-        yield f"data_types.grad_accum_dtype is {_show(summed_in)} in {computed_in} with ZeRO stage {_show(stage)}; {rule}. Change it."
+        yield (
+            f"data_types.grad_accum_dtype is {_show(summed_in)} in {computed_in} with ZeRO stage {_show(stage)}; "
+            f"{rule}. Change it."
+        )

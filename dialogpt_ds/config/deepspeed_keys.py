@@ -61,12 +61,16 @@ NON_NEGATIVE = Rule("a number, 0 or more", lambda value: _is_number(value, 0))
 FRACTION = Rule("a number from 0 to 1", lambda value: _is_number(value, 0, 1))
 BETAS = Rule(
     "a list of two numbers, each at least 0 and less than 1",
-    lambda value: isinstance(value, list) and len(value) == 2 and all(_is_number(beta, 0) and beta < 1 for beta in value),
+    lambda value: (
+        isinstance(value, list) and len(value) == 2 and all(_is_number(beta, 0) and beta < 1 for beta in value)
+    ),
 )
 STAGE = Rule("0, 1, 2 or 3", lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 3)
 TEXT = Rule("a string", lambda value: isinstance(value, str))
 LIST = Rule("a list", lambda value: isinstance(value, list))
-NAMES = Rule("a list of strings", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value))
+NAMES = Rule(
+    "a list of strings", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value)
+)
 FREE = Rule("an object", lambda value: isinstance(value, dict))
 ANYTHING = Rule("any value", lambda value: True, accepts_null=True)
 HALF_OR_FULL = one_of("fp16", "bf16", "fp32", any_case=True)
@@ -125,7 +129,9 @@ _ZERO: dict[str, Node] = {
     "leaf_module": _all(ANYTHING, "classes names name_suffixes"),
 }
 
-_BF16 = _all(BOOL, "enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads bf16_optimizer_states")
+_BF16 = _all(
+    BOOL, "enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads bf16_optimizer_states"
+)
 
 _TENSOR_PARALLEL_GROUP: dict[str, Node] = {**_all(INT, "tp_size tp_grain_size"), **_all(ANYTHING, "mpu tp_group")}
 

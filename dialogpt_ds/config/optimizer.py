@@ -34,7 +34,8 @@ def fill_optimizer(deepspeed: dict[str, Any], learning_rate: float, is_explicit:
         offload = deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
         deepspeeds_own = {"bias_correction", "set_grad_none"} & params.keys()
         if offload.get("device", "none") == "none" and not deepspeeds_own:
-            # torch's own AdamW needs no compiler; DeepSpeed's fused one builds a CUDA extension, and alone takes those two.
+            # torch's own AdamW needs no compiler; DeepSpeed's fused one builds a CUDA extension, and alone takes those
+            # two.
             params.setdefault("torch_adam", True)
         if params.get("torch_adam") is True and not {"foreach", "fused", "differentiable"} & params.keys():
             # One pass over a parameter's state instead of one for each operation.

@@ -28,12 +28,16 @@ class Schedule:
         return SCHEDULES[self.name].rate(self, step)
 
     def peak(self) -> tuple[float, int]:
-        """Return the highest rate of the run, and the first step that has it. Looks at every step: half a second for a million."""
+        """Return the highest rate of the run, and the first step that has it. Looks at every step: half a second for a
+        million."""
         at = max(range(1, max(self.num_steps, 1) + 1), key=self.rate)
         return self.rate(at), at
 
     def __str__(self) -> str:
-        warmup = {"steps": f", warm-up {self.warmup_steps:,} steps", "proportion": f", warm-up {self.warmup_proportion:.0%}"}
+        warmup = {
+            "steps": f", warm-up {self.warmup_steps:,} steps",
+            "proportion": f", warm-up {self.warmup_proportion:.0%}",
+        }
         return f"{self.name}, learning_rate {self.learning_rate:g}{warmup.get(SCHEDULES[self.name].warmup, '')}"
 
 
@@ -47,7 +51,8 @@ class ScheduleShape(NamedTuple):
 
 
 def noam(run: Schedule, step: int) -> float:
-    """learning_rate * 1e4 * d**-0.5 * min(s**-0.5, s * warmup**-1.5), which is DialoGPT's scale of Vaswani et al. 2017, section 5.3."""
+    """learning_rate * 1e4 * d**-0.5 * min(s**-0.5, s * warmup**-1.5), which is DialoGPT's scale of Vaswani et al. 2017,
+    section 5.3."""
     return run.learning_rate * 1e4 * run.width**-0.5 * min(step**-0.5, step * max(run.warmup_steps, 1) ** -1.5)
 
 

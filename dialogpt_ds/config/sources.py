@@ -47,7 +47,8 @@ def parse_sources(given: str | list[str], what: str) -> list[NamedSource]:
     weights = lowest_terms([int(weight * denominator) for weight, _ in found])
     if sum(weights) > MAX_PERIOD:
         raise UserError(
-            f"{what}: the weights {', '.join(str(float(weight)) for weight, _ in found)} come to {':'.join(map(str, weights))} in whole "
+            f"{what}: the weights {', '.join(str(float(weight)) for weight, _ in found)} come to "
+            f"{':'.join(map(str, weights))} in whole "
             f"rows, which repeats only after {sum(weights):,}; round them so that it is at most {MAX_PERIOD:,}"
         )
     return [NamedSource(path, weight) for weight, path in zip(weights, paths, strict=True)]
@@ -58,8 +59,10 @@ def _entry(entry: str, count: int, what: str) -> tuple[Fraction, str]:
     if match is None or Path(entry).expanduser().exists():
         if count > 1:
             raise UserError(
-                f"{what}: {entry.strip()!r} has no weight; of several directories each needs one in front, as in 3:DIR_A,1:DIR_B "
-                "(three rows of DIR_A for one of DIR_B). Weights in proportion to their tokens show all of them equally often."
+                f"{what}: {entry.strip()!r} has no weight; of several directories each needs one in front, as in "
+                f"3:DIR_A,1:DIR_B "
+                "(three rows of DIR_A for one of DIR_B). Weights in proportion to their tokens show all of them "
+                "equally often."
             )
         return Fraction(1), entry.strip()
     weight, path = Fraction(match[1]), match[2]

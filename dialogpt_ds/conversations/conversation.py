@@ -41,7 +41,9 @@ def text_of(record: Record, limit: int = 200) -> str:
     """Return what a person sees of a record in rejects.jsonl, cut to `limit` characters."""
     whole = record.content
     text = whole.decode("utf-8", errors="backslashreplace") if isinstance(whole, bytes) else "\t".join(whole)
-    text = text.encode("utf-8", errors="backslashreplace").decode("utf-8")  # what a parser has let through as surrogates
+    text = text.encode("utf-8", errors="backslashreplace").decode(
+        "utf-8"
+    )  # what a parser has let through as surrogates
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -26,7 +26,8 @@ _READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
 
 
 def find_files(patterns: list[str]) -> list[str]:
-    """Return the files that paths and patterns (`*`, `?`, `[...]`, `**`) name, those of a pattern in the order of their names.
+    """Return the files that paths and patterns (`*`, `?`, `[...]`, `**`) name, those of a pattern in the order of their
+    names.
 
     Raises:
         UserError: a file is missing, a folder is named, or a pattern names nothing.

@@ -1,7 +1,8 @@
-"""Leaving conversations out by what is in them: the rules of DialoGPT's data that make sense on text, each off by default.
+"""Leaving conversations out by what is in them: the rules of DialoGPT's data that make sense on text, each off by
+default.
 
-Zhang et al. 2020, section 2, name URLs, a word three times in a row, and brackets or other markup; over-long words were left out of their
-data too. Their rules that need word lists (rare, offensive and bland language) are not here.
+Zhang et al. 2020, section 2, name URLs, a word three times in a row, and brackets or other markup; over-long words were
+left out of their data too. Their rules that need word lists (rare, offensive and bland language) are not here.
 """
 
 import re
@@ -19,7 +20,12 @@ _REPEATED = re.compile(r"\b(\w+)(?:\W+\1\b){2}", re.IGNORECASE)
 _LONG = re.compile(rf"[0-9A-Za-zÀ-ɏͰ-ϿЀ-ӿ_]{{{LONG_WORD + 1}}}")
 _MARKUP = re.compile(r"[\[\]]|</?[a-zA-Z][^<>]*>|&(?:[a-z]+|#\d+);")
 
-PATTERNS: dict[str, re.Pattern[str]] = {"urls": _URL, "repeated_words": _REPEATED, "long_words": _LONG, "markup": _MARKUP}
+PATTERNS: dict[str, re.Pattern[str]] = {
+    "urls": _URL,
+    "repeated_words": _REPEATED,
+    "long_words": _LONG,
+    "markup": _MARKUP,
+}
 """A conversation goes where any of its turns matches."""
 
 RULES = ("", "min_turns", "max_turns", *PATTERNS)

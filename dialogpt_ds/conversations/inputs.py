@@ -103,7 +103,8 @@ def _recognised(head: Head) -> type[Format]:
 
 
 def open_evaluation(path: str, normalize: bool) -> Input:
-    """Return a DialoGPT TSV to evaluate on: the training format where its turns have weights, else a source and its references.
+    """Return a DialoGPT TSV to evaluate on: the training format where its turns have weights, else a source and its
+    references.
 
     Raises:
         UserError: it is missing, unreadable or undecidable.

@@ -1,4 +1,5 @@
-"""The dashboard as a workspace of wandb's own package, built without a key or a network, and saved to wandb's server."""
+"""The dashboard as a workspace of wandb's own package, built without a key or a network, and saved to wandb's
+server."""
 
 import contextlib
 import os
@@ -58,12 +59,14 @@ def build_workspace(entity: str, project: str, name: str) -> "ws.Workspace":
         )  # fmt: skip
     except ValueError as error:
         raise UserError(
-            f"--name {name!r}: wandb takes no emoji and no symbols such as + = < > | ~ ^ $ in the title of a view; leave them out"
+            f"--name {name!r}: wandb takes no emoji and no symbols such as + = < > | ~ ^ $ in the title of a view; "
+            f"leave them out"
         ) from error
 
 
 def spec_json(workspace: "ws.Workspace") -> str:
-    """Return the workspace's specification as it would be sent, as JSON; the `__id__` of a panel is another one every time."""
+    """Return the workspace's specification as it would be sent, as JSON; the `__id__` of a panel is another one every
+    time."""
     # The package has no public way to it; this is what its `save` does.
     return workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=1)
 
@@ -84,7 +87,8 @@ def require_key() -> None:
 def save_workspace(entity: str, project: str, name: str) -> str:
     """Save the dashboard as a new view on wandb's server and return its address.
 
-    The first sign of the server is waited for WANDB_SECONDS, each answer to wandb's own calls 19 s (or WANDB_HTTP_TIMEOUT, in s).
+    The first sign of the server is waited for WANDB_SECONDS, each answer to wandb's own calls 19 s (or
+    WANDB_HTTP_TIMEOUT, in s).
 
     Raises:
         UserError: there is no key, or no entity and the key has none of its own, or wandb takes no such name.
@@ -93,7 +97,9 @@ def save_workspace(entity: str, project: str, name: str) -> str:
     workspace = build_workspace(entity, project, name)
     require_key()
     if not answers(server()):
-        raise RunError(f"{server()} does not answer within {WANDB_SECONDS:.0f} s; nothing was saved. Try again when it does")
+        raise RunError(
+            f"{server()} does not answer within {WANDB_SECONDS:.0f} s; nothing was saved. Try again when it does"
+        )
     with _failures_of_wandb(project):
         workspace.entity = entity or _own_entity()
         workspace.save()
@@ -107,7 +113,9 @@ def _own_entity() -> str:
     api = wandb.Api()
     entity = api.settings["entity"] or api.default_entity
     if not entity:
-        raise UserError(f"--entity is needed: {server()} names no team or user for this key; give the one that the project is in")
+        raise UserError(
+            f"--entity is needed: {server()} names no team or user for this key; give the one that the project is in"
+        )
     return entity
 
 
@@ -126,7 +134,8 @@ def _failures_of_wandb(project: str) -> Iterator[None]:
     except Exception as error:  # wandb's own, and those of its transports
         raise RunError(
             f"the dashboard could not be saved on {server()}: {' '.join(str(error).split())}\n"
-            f"Look whether that server works, whether it has the project {project!r} (a first training run makes it), and whether "
+            f"Look whether that server works, whether it has the project {project!r} (a first training run makes it), "
+            f"and whether "
             "this key may write there; --entity names the project's team or user"
         ) from error
 
@@ -157,6 +166,7 @@ def _line_plot(panel: Panel) -> "wr.LinePlot":
 
 
 def _config_column(path: str) -> str:
-    """Return wandb's name for a column: it keeps each key of the config in a `value`, e.g. `config:deepspeed.value.bf16.enabled`."""
+    """Return wandb's name for a column: it keeps each key of the config in a `value`, e.g.
+    `config:deepspeed.value.bf16.enabled`."""
     key, *rest = path.split(".")
     return "config:" + ".".join([key, "value", *rest])

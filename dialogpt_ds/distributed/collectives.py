@@ -26,7 +26,9 @@ def gather_reports(report: Any | None, device: torch.device) -> list[Any]:
 def differs_from_rank0(facts: dict[str, str]) -> dict[str, list[int]]:
     """Return the ranks whose facts differ from rank 0's, by name of the fact. Collective: every rank must call."""
     everybody = all_gather(facts)
-    different = {name: [rank for rank, theirs in enumerate(everybody) if theirs[name] != everybody[0][name]] for name in facts}
+    different = {
+        name: [rank for rank, theirs in enumerate(everybody) if theirs[name] != everybody[0][name]] for name in facts
+    }
     return {name: ranks for name, ranks in different.items() if ranks}
 
 

@@ -1,4 +1,5 @@
-"""A process's share of its host's cores, for what computes there with OpenMP: PyTorch, and DeepSpeed's optimizers of an offload."""
+"""A process's share of its host's cores, for what computes there with OpenMP: PyTorch, and DeepSpeed's optimizers of an
+offload."""
 
 import ctypes
 import os
@@ -13,8 +14,8 @@ MAPS = Path("/proc/self/maps")
 def share_cores(ranks_here: int) -> str:
     """Give the calling thread this process's share of the host's cores, where nobody has set OMP_NUM_THREADS.
 
-    Without that each process takes all of them (and under torchrun one), and threads that spin while they wait for their turn slow all
-    others down.
+    Without that each process takes all of them (and under torchrun one), and threads that spin while they wait for
+    their turn slow all others down.
 
     Args:
         ranks_here: the run's processes on this host.
@@ -30,15 +31,17 @@ def share_cores(ranks_here: int) -> str:
     if not of_torchrun or threads == 1:
         return ""
     return (
-        f"{CORES_VARIABLE}: {threads} for each process here, its share of the cores, and not torchrun's 1; set it to say otherwise"
+        f"{CORES_VARIABLE}: {threads} for each process here, its share of the cores, and not torchrun's 1; set it "
+        f"to say otherwise"
     )
 
 
 def set_threads(threads: int) -> None:
     """Let OpenMP use so many threads in parts that the calling thread starts.
 
-    A copy of its library reads OMP_NUM_THREADS when it is loaded, and each has a number of its own for each thread. DeepSpeed's
-    extensions use PyTorch's copy where that goes by the usual name, else the system's, which is loaded with the first of them.
+    A copy of its library reads OMP_NUM_THREADS when it is loaded, and each has a number of its own for each thread.
+    DeepSpeed's extensions use PyTorch's copy where that goes by the usual name, else the system's, which is loaded with
+    the first of them.
     """
     import torch
 

@@ -1,4 +1,5 @@
-"""A watch over hangs: where nothing has moved for too long, every rank writes down where it stands, and the run ends."""
+"""A watch over hangs: where nothing has moved for too long, every rank writes down where it stands, and the run
+ends."""
 
 import faulthandler
 import os
@@ -13,11 +14,13 @@ from types import TracebackType
 from dialogpt_ds.errors import EXIT_RUN_FAILED
 
 STACKS_SECONDS = 5.0
-"""How long a rank that has written its stacks waits for the others to write theirs, before the launcher ends them all."""
+"""How long a rank that has written its stacks waits for the others to write theirs, before the launcher ends them
+all."""
 
 
 class HangWatch:
-    """Watches this rank while it is entered. Where one rank hangs, the others wait for it in a collective and time out with it."""
+    """Watches this rank while it is entered. Where one rank hangs, the others wait for it in a collective and time out
+    with it."""
 
     def __init__(self, folder: Path, rank: int, timeout: float) -> None:
         self._path = folder / f"stacks-rank-{rank}.txt"
@@ -43,7 +46,8 @@ class HangWatch:
         """Say that something has moved, and what comes now."""
         self._doing, self._since = doing, time.monotonic()
         if self._timeout and not self._ended.is_set():
-            # Runs outside of Python, so it ends also a rank in which no thread of Python's gets its turn; it writes to stderr.
+            # Runs outside of Python, so it ends also a rank in which no thread of Python's gets its turn; it writes to
+            # stderr.
             faulthandler.dump_traceback_later(self._timeout + 2 * STACKS_SECONDS, exit=True, file=self._stderr)
 
     def _watch(self) -> None:
@@ -54,7 +58,8 @@ class HangWatch:
 
     def _give_up(self, waited: float) -> None:
         say = (
-            f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}: nothing has moved for {waited:,.0f} s "
+            f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}: nothing has moved for {waited:,.0f} "
+            f"s "
             f"(--hang_timeout {self._timeout:g}) while {self._doing}. Where each thread stands is in {self._path}"
         )
         with open(self._path, "a", encoding="utf-8") as file:
@@ -63,7 +68,8 @@ class HangWatch:
             faulthandler.dump_traceback(file, all_threads=True)
             file.write(_collectives())
         hint = (
-            "; the rank whose main thread is not in a collective is the one that hangs. The last complete checkpoint is kept: the same "
+            "; the rank whose main thread is not in a collective is the one that hangs. The last complete checkpoint "
+            "is kept: the same "
             "command goes on from it."
         )
         print(f"run failed: {say}{hint if self._rank == 0 else ''}", file=self._stderr, flush=True)

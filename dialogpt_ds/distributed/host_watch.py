@@ -1,4 +1,5 @@
-"""A line from every host of a run to rank 0's: where it breaks, the run ends within a minute or so, instead of waiting in a collective."""
+"""A line from every host of a run to rank 0's: where it breaks, the run ends within a minute or so, instead of waiting
+in a collective."""
 
 import os
 import resource
@@ -21,7 +22,8 @@ from dialogpt_ds.errors import EXIT_RUN_FAILED
 from dialogpt_ds.launching.processes import is_task_of_scheduler
 
 UNANSWERED = 4
-"""Questions without an answer after which a host counts as lost; the first is asked after as long as there is between two of them."""
+"""Questions without an answer after which a host counts as lost; the first is asked after as long as there is between
+two of them."""
 SPEAKING_SECONDS = 3.0
 """How long a rank that meets an error of its own, in a collective say, has to speak for itself first."""
 CONTACT_SECONDS = 15.0
@@ -43,11 +45,11 @@ class PeerHost:
 class HostWatch:
     """Watches the other hosts from connect() to the end of the block. Does nothing on a single host.
 
-    The first rank of each host holds a TCP connection to rank 0, over which nothing is said but goodbye; of srun and MPI every rank does,
-    since nobody ends the others of a host there. The kernels ask each other whether they are still there (keep-alive, tcp(7)), also
-    while both processes compute. A process that ends without goodbye closes its connection at once; a host or a link that is gone is
-    noticed after `timeout` seconds. Whoever notices ends itself, its launcher ends the ranks beside it, and rank 0's end is noticed by
-    all other hosts.
+    The first rank of each host holds a TCP connection to rank 0, over which nothing is said but goodbye; of srun and
+    MPI every rank does, since nobody ends the others of a host there. The kernels ask each other whether they are still
+    there (keep-alive, tcp(7)), also while both processes compute. A process that ends without goodbye closes its
+    connection at once; a host or a link that is gone is noticed after `timeout` seconds. Whoever notices ends itself,
+    its launcher ends the ranks beside it, and rank 0's end is noticed by all other hosts.
     """
 
     def __init__(self, world: World, timeout: float) -> None:
@@ -70,11 +72,13 @@ class HostWatch:
                 peer.close()
 
     def connect(self) -> list[str]:
-        """Begin to watch. Collective: every rank must call. Returns notes for the user: hosts that there is no line to."""
+        """Begin to watch. Collective: every rank must call. Returns notes for the user: hosts that there is no line
+        to."""
         hosts = self._hosts()
         if len(hosts) == 1 and spans_hosts(self._world) and self._timeout:
             return [
-                f"warning: the hosts of this run can't be told apart (all are {hosts[0].name}), so that {ALONE} when one is lost"
+                f"warning: the hosts of this run can't be told apart (all are {hosts[0].name}), so that {ALONE} when "
+                f"one is lost"
             ]
         if len(hosts) == 1 or not self._timeout:
             return []
@@ -83,10 +87,13 @@ class HostWatch:
             threading.Thread(target=self._watch, name="host-contact", daemon=True).start()
         if not failures:
             return []
-        return [f"warning: no line to {len(failures)} of the other hosts, so that {ALONE} when they are lost: {failures[0]}"]
+        return [
+            f"warning: no line to {len(failures)} of the other hosts, so that {ALONE} when they are lost: {failures[0]}"
+        ]
 
     def lost(self, seconds: float = 1.5) -> str:
-        """Return the host that was lost, waiting so long for that to be known; "" where none was that this process has a line to."""
+        """Return the host that was lost, waiting so long for that to be known; "" where none was that this process has
+        a line to."""
         if self._peers:
             self._lost.wait(seconds)
         return self._who_is_lost
@@ -118,7 +125,9 @@ class HostWatch:
         kept = reports[0][1]
         if mine is not None and mine.rank not in kept:
             self._drop()  # rank 0 was not there for it in time; the connection it never took will be reset
-        missing = [f"{host.name} (rank {host.rank}): not seen by rank 0 in time" for host in hosts[1:] if host.rank not in kept]
+        missing = [
+            f"{host.name} (rank {host.rank}): not seen by rank 0 in time" for host in hosts[1:] if host.rank not in kept
+        ]
         return [failure for failure, _ in reports if failure] or missing
 
     def _accept(self, listener: socket.socket, token: bytes, hosts: list[PeerHost]) -> None:
@@ -133,7 +142,11 @@ class HostWatch:
                     said = peer.recv(TOKEN_BYTES + 4, socket.MSG_WAITALL)
                 except OSError:
                     continue  # a stranger that says nothing is forgotten, and closed with that
-                host = expected.pop(int.from_bytes(said[TOKEN_BYTES:], "big"), None) if said[:TOKEN_BYTES] == token else None
+                host = (
+                    expected.pop(int.from_bytes(said[TOKEN_BYTES:], "big"), None)
+                    if said[:TOKEN_BYTES] == token
+                    else None
+                )
                 if host is None:
                     peer.close()
                 else:
@@ -196,7 +209,8 @@ def _allow_files(number: int) -> None:
 
 
 def _how_lost(peer: Any) -> str | None:
-    """Return how a connection (a socket) that has something to say was lost: None where it was goodbye, "" where answers stayed out."""
+    """Return how a connection (a socket) that has something to say was lost: None where it was goodbye, "" where
+    answers stayed out."""
     try:
         return None if peer.recv(1) else "its process there has ended, see what it says above"
     except ConnectionResetError:
@@ -206,7 +220,8 @@ def _how_lost(peer: Any) -> str | None:
 
 
 def _place() -> str:
-    """Return what processes have in common that are ended together: those of a host, or of a container, under one launcher."""
+    """Return what processes have in common that are ended together: those of a host, or of a container, under one
+    launcher."""
     if is_task_of_scheduler():
         return os.environ["RANK"]
     found = [socket.gethostname()]

@@ -1,4 +1,5 @@
-"""What rank 0 does alone while the others wait: they see how it gets on, so that long work is no hang, and a hang still is one."""
+"""What rank 0 does alone while the others wait: they see how it gets on, so that long work is no hang, and a hang still
+is one."""
 
 import sys
 import time
@@ -23,11 +24,13 @@ _Result = TypeVar("_Result")
 Tell = Callable[[str], None]
 
 
-def first_works(work: Callable[[Tell], _Result], what: str, world: World, watch: HangWatch, device: torch.device) -> _Result:
+def first_works(
+    work: Callable[[Tell], _Result], what: str, world: World, watch: HangWatch, device: torch.device
+) -> _Result:
     """Return on every rank what rank 0's `work` returns. Collective: every rank must call.
 
-    The others wait outside of any collective, which would end with its own timeout however well rank 0 gets on. A beat of rank 0 is
-    one of theirs.
+    The others wait outside of any collective, which would end with its own timeout however well rank 0 gets on. A beat
+    of rank 0 is one of theirs.
 
     Args:
         work: is given a function to say what it is doing each time that something is done, however often that is.

@@ -1,4 +1,5 @@
-"""Locks of torch's extension builder that a killed process has left behind: whatever loads that operation next waits for ever."""
+"""Locks of torch's extension builder that a killed process has left behind: whatever loads that operation next waits
+for ever."""
 
 import os
 import tempfile
@@ -10,9 +11,11 @@ import psutil
 from filelock import FileLock, Timeout
 
 LOCAL_SECONDS, REMOTE_SECONDS = 5.0, 600.0
-"""Age at which a lock that nobody here has open is taken for left behind: where all that could hold it are seen, and where not."""
+"""Age at which a lock that nobody here has open is taken for left behind: where all that could hold it are seen, and
+where not."""
 FIRST_PID_NAMESPACE = 4_026_531_836
-"""Inode of Linux's initial process namespace (PROC_PID_INIT_INO of proc_ns.h); in another one, as in a container, others are not seen."""
+"""Inode of Linux's initial process namespace (PROC_PID_INIT_INO of proc_ns.h); in another one, as in a container,
+others are not seen."""
 NETWORK_FILES = ("nfs", "lustre", "cifs", "smb", "beegfs", "gpfs", "ceph", "fuse", "9p", "afs", "glusterfs")
 """Beginnings of the names of file systems that other hosts write to."""
 WAIT_SECONDS = 30.0
@@ -21,8 +24,9 @@ WAIT_SECONDS = 30.0
 def release_stale_locks(root: Path | None = None) -> list[Path]:
     """Remove the locks that nobody holds; returns them.
 
-    torch makes a file of the name lock in an operation's folder for as long as it builds or loads it, and keeps it open meanwhile
-    (torch.utils.file_baton). A process that is killed then leaves the file, and every later one waits until it is gone.
+    torch makes a file of the name lock in an operation's folder for as long as it builds or loads it, and keeps it open
+    meanwhile (torch.utils.file_baton). A process that is killed then leaves the file, and every later one waits until
+    it is gone.
 
     Args:
         root: folder of the operations' folders; torch's own by default.

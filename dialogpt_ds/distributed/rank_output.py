@@ -48,7 +48,8 @@ class RankStream(io.TextIOBase):
 
 
 def mark_lines_of(world: World) -> None:
-    """Let what this process writes to stdout and stderr begin with its rank (and host, where there are several); not on rank 0."""
+    """Let what this process writes to stdout and stderr begin with its rank (and host, where there are several); not on
+    rank 0."""
     if world.is_first:
         return
     prefix = f"[rank {world.rank}{f' {socket.gethostname()}' if spans_hosts(world) else ''}] "

@@ -1,4 +1,5 @@
-"""The meeting of a run's processes at its master address: by which interface, and for how long one waits for the others."""
+"""The meeting of a run's processes at its master address: by which interface, and for how long one waits for the
+others."""
 
 import os
 import socket
@@ -22,10 +23,12 @@ def meeting_place() -> str:
 
 
 def name_interface() -> None:
-    """Tell gloo and NCCL the interface that leads to the master address, where nobody has and it is another than the loopback.
+    """Tell gloo and NCCL the interface that leads to the master address, where nobody has and it is another than the
+    loopback.
 
-    gloo would take the one that this host's name resolves to, often 127.0.1.1, and wait for minutes; NCCL the first that is neither
-    loopback nor docker's. NCCL takes a name for a beginning but after a "=" (NVIDIA's guide); InfiniBand it finds by itself.
+    gloo would take the one that this host's name resolves to, often 127.0.1.1, and wait for minutes; NCCL the first
+    that is neither loopback nor docker's. NCCL takes a name for a beginning but after a "=" (NVIDIA's guide);
+    InfiniBand it finds by itself.
     """
     if {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} <= os.environ.keys():
         return
@@ -36,7 +39,8 @@ def name_interface() -> None:
 
 
 def interface_towards(address: str) -> tuple[str, str] | None:
-    """Return name and own address of the interface by which a host is reached; None for the loopback, and where nothing leads there."""
+    """Return name and own address of the interface by which a host is reached; None for the loopback, and where nothing
+    leads there."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -85,8 +89,10 @@ class RendezvousWatch:
             over = waited >= self._limit
             if self._speaks or over:
                 print(
-                    f"{'run failed: ' if over else ''}{self._who} {'has waited' if over else 'waits'} at {meeting_place()} for the other "
-                    f"processes, {self._size} in all ({waited:,.0f} of {self._limit:,.0f} s). Have all hosts started theirs, and do they "
+                    f"{'run failed: ' if over else ''}{self._who} {'has waited' if over else 'waits'} at "
+                    f"{meeting_place()} for the other "
+                    f"processes, {self._size} in all ({waited:,.0f} of {self._limit:,.0f} s). Have all hosts started "
+                    f"theirs, and do they "
                     "reach this address and port? python launch/doctor.py --hostfile HOSTS finds out",
                     file=sys.stderr,
                     flush=True,

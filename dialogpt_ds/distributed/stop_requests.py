@@ -1,4 +1,5 @@
-"""Requests to stop, as they reach one rank: signals, a STOP file, a launcher that is gone. All ranks agree on them at a step's end."""
+"""Requests to stop, as they reach one rank: signals, a STOP file, a launcher that is gone. All ranks agree on them at a
+step's end."""
 
 import ctypes
 import os
@@ -37,7 +38,8 @@ def first_reason(counts: list[float]) -> str | None:
 
 
 class StopRequests:
-    """Listens while it is entered. A thread reads the signals, so that they arrive also while this rank waits in a collective."""
+    """Listens while it is entered. A thread reads the signals, so that they arrive also while this rank waits in a
+    collective."""
 
     def __init__(self, output_dir: Path, is_first: bool) -> None:
         self._stop_file = output_dir / STOP_FILE if is_first else None
@@ -107,7 +109,11 @@ class StopRequests:
             return
         if any(not _lives(process) for process in self._siblings):
             # The launcher ends the ranks because one of them died: nobody is left to agree with.
-            print(f"rank {os.environ.get('RANK', '0')}: ended by the launcher after another rank died", file=sys.stderr, flush=True)
+            print(
+                f"rank {os.environ.get('RANK', '0')}: ended by the launcher after another rank died",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(EXIT_RUN_FAILED)
         if name == "SIGINT" and name in self._reasons:
             print("interrupted twice: ended at once, without a checkpoint", file=sys.stderr, flush=True)
@@ -139,11 +145,13 @@ def _end_for_parent() -> None:
 
 
 def _launcher_of(process: psutil.Process) -> list[psutil.Process]:
-    """Return the launcher's processes above this one: DeepSpeed's or torchrun's on this host, and DeepSpeed's runner above that.
+    """Return the launcher's processes above this one: DeepSpeed's or torchrun's on this host, and DeepSpeed's runner
+    above that.
 
-    SIGTERM to the runner, or kill -9 to either, ends it alone and would leave the ranks training for nobody. Over several hosts the
-    runner is elsewhere, and in its place is the ssh session in which pdsh has started the launcher here: it ends with the connection,
-    and says nothing to what it started. A shell or a scheduler above them may end without meaning us.
+    SIGTERM to the runner, or kill -9 to either, ends it alone and would leave the ranks training for nobody. Over
+    several hosts the runner is elsewhere, and in its place is the ssh session in which pdsh has started the launcher
+    here: it ends with the connection, and says nothing to what it started. A shell or a scheduler above them may end
+    without meaning us.
     """
     found: list[psutil.Process] = []
     parent = _parent(process)

@@ -62,7 +62,8 @@ def ranks_here(world: World) -> int:
 
 
 def with_own_device(world: World) -> World:
-    """Return the world with the number of this process's GPU among those that it sees, where its scheduler shows it only its own."""
+    """Return the world with the number of this process's GPU among those that it sees, where its scheduler shows it
+    only its own."""
     import torch
 
     only_gpu(torch.accelerator.device_count())
@@ -70,11 +71,13 @@ def with_own_device(world: World) -> World:
 
 
 def check_world(world: World, expected: int | None) -> None:
-    """Refuse a world that the launcher did not make as it was told to, or of another size than `--expect_world_size`; raises UserError."""
+    """Refuse a world that the launcher did not make as it was told to, or of another size than `--expect_world_size`;
+    raises UserError."""
     check_hostfile()
     if expected is not None and world.size != expected:
         raise UserError(
-            f"--expect_world_size {expected}, but {world.size} processes were started: look at the launcher's --num_gpus, "
+            f"--expect_world_size {expected}, but {world.size} processes were started: look at the launcher's "
+            f"--num_gpus, "
             "--num_nodes and --hostfile (a host file that is missing is no error to the launcher)"
         )
 
@@ -91,7 +94,8 @@ def prepare_environment(world: World) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # The number of targets changes from step to step: blocks of the old sizes would fill a small card up in some hundred steps.
+    # The number of targets changes from step to step: blocks of the old sizes would fill a small card up in some
+    # hundred steps.
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # Collectives that NCCL's flight recorder keeps, for the report of a hang.
@@ -100,10 +104,12 @@ def prepare_environment(world: World) -> None:
 
 
 def prepare_cpu(world: World, offloads: bool = False) -> None:
-    """Make what is computed on the CPU fast: cores shared out among the host's ranks, and freed memory kept for the next step.
+    """Make what is computed on the CPU fast: cores shared out among the host's ranks, and freed memory kept for the
+    next step.
 
-    glibc gives every large block back to the system when it is freed, so each step pays for new, zeroed pages: half the time of the
-    loss's backward pass on a small model (M_MMAP_MAX 0 and no trimming; see mallopt(3)). Other C libraries are left alone.
+    glibc gives every large block back to the system when it is freed, so each step pays for new, zeroed pages: half the
+    time of the loss's backward pass on a small model (M_MMAP_MAX 0 and no trimming; see mallopt(3)). Other C libraries
+    are left alone.
 
     Args:
         world: this process among all.
@@ -121,7 +127,8 @@ def prepare_cpu(world: World, offloads: bool = False) -> None:
 
 
 def compute_deterministically() -> None:
-    """Let a GPU compute the same bits each time; before it is used. Slower: attention's backward pass does not add by atomics then."""
+    """Let a GPU compute the same bits each time; before it is used. Slower: attention's backward pass does not add by
+    atomics then."""
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # of cuBLAS's guide; read when its first handle is made
@@ -143,7 +150,8 @@ def join_world(world: World, verbose: bool = False, hang_timeout: float = 0) -> 
     Args:
         world: this process among all.
         verbose: let DeepSpeed speak.
-        hang_timeout: seconds after which a hang is reported; collectives wait for longer than that, so that the report comes first.
+        hang_timeout: seconds after which a hang is reported; collectives wait for longer than that, so that the report
+            comes first.
 
     Returns:
         This rank's device.
@@ -168,7 +176,9 @@ def join_world(world: World, verbose: bool = False, hang_timeout: float = 0) -> 
     limit = collective_limit(hang_timeout)
     with RendezvousWatch(world.rank, world.size, world.is_first or world.local_rank == 0):
         try:
-            with nullcontext() if verbose else redirect_stdout(io.StringIO()):  # every rank would print that an op was built
+            with (
+                nullcontext() if verbose else redirect_stdout(io.StringIO())
+            ):  # every rank would print that an op was built
                 deepspeed.init_distributed(
                     accelerator.communication_backend_name(), verbose=verbose, auto_mpi_discovery=False, timeout=limit
                 )
@@ -188,7 +198,8 @@ def collective_limit(hang_timeout: float) -> timedelta:
 
 
 def limit_groups(limit: timedelta) -> None:
-    """Give every group of processes the limit. DeepSpeed makes its own, which would end a run of NCCL's after 10 minutes."""
+    """Give every group of processes the limit. DeepSpeed makes its own, which would end a run of NCCL's after 10
+    minutes."""
     from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
     for group in list(_world.pg_map):
@@ -200,18 +211,22 @@ def _why_apart(error: RuntimeError) -> str:
     said = (str(error).splitlines() or [repr(error)])[0]
     if "EADDRINUSE" in str(error) or "address already in use" in str(error):
         return (
-            f"port {os.environ['MASTER_PORT']}, where this run's processes meet, is taken on this host, perhaps by another run: name "
+            f"port {os.environ['MASTER_PORT']}, where this run's processes meet, is taken on this host, perhaps by "
+            f"another run: name "
             f"another one (deepspeed --master_port 29501 ..., torchrun --master_port 29501 ...). ({said[:200]})"
         )
     if "NCCL" in f"{type(error).__name__} {error}":
         reason = str(error).partition("Last error:")[2].strip() or said
         return (
-            f"the processes met at {meeting_place()}, but their GPUs could not be connected (NCCL): {' '.join(reason.split())[:500]}. Two "
-            "processes on one GPU, a driver that fails, or an interface that leads nowhere (NCCL_SOCKET_IFNAME) are the usual reasons; "
+            f"the processes met at {meeting_place()}, but their GPUs could not be connected (NCCL): "
+            f"{' '.join(reason.split())[:500]}. Two "
+            "processes on one GPU, a driver that fails, or an interface that leads nowhere (NCCL_SOCKET_IFNAME) are "
+            "the usual reasons; "
             "NCCL_DEBUG=INFO says more"
         )
     return (
-        f"the processes did not come together at {meeting_place()}: do all hosts reach this address and port? python launch/doctor.py "
+        f"the processes did not come together at {meeting_place()}: do all hosts reach this address and port? python "
+        f"launch/doctor.py "
         f"--hostfile HOSTS finds out. ({type(error).__name__}: {said[:300]})"
     )
 

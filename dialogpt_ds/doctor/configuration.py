@@ -24,13 +24,15 @@ class DoctorArguments(TrainingArguments):
     hostfile: str = ""
     """Hostfile of the run, one NAME slots=N a line, as for deepspeed --hostfile; not given: this machine alone."""
     num_gpus: int | None = None
-    """Processes on each host, as for deepspeed --num_gpus; not given: the hostfile's slots, else this machine's GPUs."""
+    """Processes on each host, as for deepspeed --num_gpus; not given: the hostfile's slots, else this machine's
+    GPUs."""
     master_port: int = MASTER_PORT
     """Port on the first host at which the ranks meet, as for deepspeed --master_port."""
     master_addr: str = ""
     """Address of the first host, as for deepspeed --master_addr; not given: the first that the host has."""
     no_ssh: bool = False
-    """The run is started on each host by itself, as with deepspeed --no_ssh: pdsh is not needed. The doctor asks the hosts by ssh still."""
+    """The run is started on each host by itself, as with deepspeed --no_ssh: pdsh is not needed. The doctor asks the
+    hosts by ssh still."""
     ssh_port: int | None = None
     """Port of the hosts' ssh servers, as for deepspeed --ssh_port; not given: as ~/.ssh/config says."""
 
@@ -41,7 +43,11 @@ def config_findings(parsed: Parsed[DoctorArguments]) -> tuple[list[Finding], Con
         found = resolve(parsed)
     except UserError as error:
         return [problem(CONFIG, str(error))], None
-    offload = [f"{what} on {place}" for what, place in zip(("optimizer", "weights"), found.offload, strict=True) if place != "none"]
+    offload = [
+        f"{what} on {place}"
+        for what, place in zip(("optimizer", "weights"), found.offload, strict=True)
+        if place != "none"
+    ]
     parts = [
         found.arguments.deepspeed_config or "built in (no --deepspeed_config)",
         f"ZeRO-{found.zero_stage}",
@@ -52,8 +58,11 @@ def config_findings(parsed: Parsed[DoctorArguments]) -> tuple[list[Finding], Con
     return [ok(CONFIG, ", ".join(parts))], found
 
 
-def ranks_of(arguments: DoctorArguments, hosts: Sequence[Host], seen: Sequence[tuple[str, HostFacts]]) -> dict[str, int]:
-    """Return how many processes would be on each host, as the deepspeed launcher counts them; this machine alone is ""."""
+def ranks_of(
+    arguments: DoctorArguments, hosts: Sequence[Host], seen: Sequence[tuple[str, HostFacts]]
+) -> dict[str, int]:
+    """Return how many processes would be on each host, as the deepspeed launcher counts them; this machine alone is
+    ""."""
     if hosts:
         return {host.name: host.slots for host in hosts}
     visible = seen[0][1].num_visible if seen and seen[0][1].on_gpu else 0
@@ -69,7 +78,11 @@ def batch_findings(parsed: Parsed[DoctorArguments], configuration: Configuration
         return [problem(BATCH, text, "correct one of them")]
     try:
         batch = resolve_batch(
-            arguments.train_batch_size, arguments.gradient_accumulation_steps, parsed.explicit, configuration.deepspeed, world_size
+            arguments.train_batch_size,
+            arguments.gradient_accumulation_steps,
+            parsed.explicit,
+            configuration.deepspeed,
+            world_size,
         )
     except UserError as error:
         return [problem(BATCH, str(error))]

@@ -73,7 +73,9 @@ class Examination:
         arguments = self.arguments
         others: Task[Survey] | None = None
         if self.hosts:
-            others = Task(lambda: ask_hosts(self.hosts, self.ssh, request, arguments.master_port, arguments.master_addr))
+            others = Task(
+                lambda: ask_hosts(self.hosts, self.ssh, request, arguments.master_port, arguments.master_addr)
+            )
         model = Task(lambda: run_inputs.model_findings(arguments))
         answer = self.report.result(MACHINE, here, ANSWER_SECONDS)
         self.here = answer.facts if answer is not None else None
@@ -82,7 +84,9 @@ class Examination:
         elif answer is not None:
             say = warning if answer.late else problem
             self.report.add(
-                [say(MACHINE, answer.trouble, answer.way_out.replace(HOST, "localhost"))] if answer.facts is None else []
+                [say(MACHINE, answer.trouble, answer.way_out.replace(HOST, "localhost"))]
+                if answer.facts is None
+                else []
             )
             self.survey = Survey({"": answer})
         self.ranks = configuration.ranks_of(arguments, self.hosts, self.survey.seen)
@@ -102,7 +106,9 @@ class Examination:
 
     def _look_at_hosts(self) -> None:
         report, survey = self.report, self.survey
-        report.check(hosts.LAUNCHER, lambda: hosts.launcher_findings(self.hosts, self.here, survey.seen, self.arguments.no_ssh))
+        report.check(
+            hosts.LAUNCHER, lambda: hosts.launcher_findings(self.hosts, self.here, survey.seen, self.arguments.no_ssh)
+        )
         report.check(hosts.SSH, lambda: [*hosts.ssh_findings(survey), *hosts.machine_findings(survey.seen)])
         if len(self.hosts) > 1:
             report.check(hosts.KEEP_ALIVE, lambda: hosts.keep_alive_findings(self.hosts, self.ssh))
@@ -121,7 +127,9 @@ class Examination:
             report.check(gpus.PRECISION, lambda: gpus.precision_findings(seen, known.precision, known.deepspeed))
             report.check(software.OPS, lambda: software.op_findings(seen, known.deepspeed))
         first = seen[0][1]
-        report.check(network.PORT, lambda: network.port_findings(first, self.survey.meeting, self.arguments.master_port))
+        report.check(
+            network.PORT, lambda: network.port_findings(first, self.survey.meeting, self.arguments.master_port)
+        )
         report.check(limits.SHM, lambda: limits.shm_findings(seen, ranks))
         report.check(limits.FILES, lambda: limits.file_findings(seen, sum(ranks.values())))
         report.check(limits.MEMORY, lambda: limits.memory_findings(seen, ranks))

@@ -127,7 +127,8 @@ class HostFacts:
         return self.num_visible > 0 and not self.cpu_is_meant
 
     def same_machine(self, other: "HostFacts") -> bool:
-        """Return whether two hosts are one: the same start of the system, and the same addresses (containers share the first)."""
+        """Return whether two hosts are one: the same start of the system, and the same addresses (containers share the
+        first)."""
         return bool(self.boot_id) and self.boot_id == other.boot_id and self.addresses == other.addresses
 
 

@@ -1,4 +1,5 @@
-"""GPUs: how many and which, whether PyTorch can use them, whether they can do the run's precision and have room for its states."""
+"""GPUs: how many and which, whether PyTorch can use them, whether they can do the run's precision and have room for its
+states."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,12 +41,16 @@ def gpu_findings(seen: Seen, ranks: Mapping[str, int], num_given: bool) -> list[
         texts = by_host((name, "no GPU that PyTorch can use, and the other hosts have some") for name in without)
         found += [problem(GPUS, text, "take it out of the hostfile, or see the line cuda") for text in texts]
     few = [(name, trouble) for name, facts in with_gpus for trouble in count_troubles(ranks[name], facts.num_visible)]
-    idle = [(name, f"{ranks[name]} processes for {_gpus(facts.num_visible)}, so some are not used") for name, facts in with_gpus
+    idle = [(name, f"{ranks[name]} processes for {_gpus(facts.num_visible)}, so some are not "
+                   f"used") for name, facts in with_gpus
             if num_given and ranks[name] < facts.num_visible]  # fmt: skip
     found += of_machines(GPUS, few)
     found += [warning(GPUS, text) for text in by_host(idle)]
     taken = [(name, text) for name, facts in with_gpus for text in _taken(facts)]
-    found += [warning(GPUS, text, "nvidia-smi shows by whom; ends of runs that were killed may be left") for text in by_host(taken)]
+    found += [
+        warning(GPUS, text, "nvidia-smi shows by whom; ends of runs that were killed may be left")
+        for text in by_host(taken)
+    ]
     kinds = by_host((name, _kinds(facts)) for name, facts in with_gpus)
     if len(kinds) > 1:
         found.append(warning(GPUS, "hosts with different GPUs train at the pace of the slowest: " + "; ".join(kinds)))
@@ -53,7 +58,9 @@ def gpu_findings(seen: Seen, ranks: Mapping[str, int], num_given: bool) -> list[
 
 
 def _on_cpu(seen: Seen, ranks: Mapping[str, int]) -> str:
-    cpus = by_host((name, f"{ranks[name]} process{'es' * (ranks[name] != 1)} on {facts.cpus} cores") for name, facts in seen)
+    cpus = by_host(
+        (name, f"{ranks[name]} process{'es' * (ranks[name] != 1)} on {facts.cpus} cores") for name, facts in seen
+    )
     return f"no GPU: a run on CPUs (gloo), {'; '.join(cpus)}"
 
 
@@ -92,7 +99,9 @@ def cuda_findings(seen: Seen) -> list[Finding]:
             good.append((name, _fitting(facts)))
             foreign += [(name, text) for text in _foreign(facts)]
         if has_gpus and facts.torch_cuda and _major(facts.driver_cuda) < _major(facts.torch_cuda):
-            old.append((name, f"the driver runs CUDA up to {facts.driver_cuda}, PyTorch is built for {facts.torch_cuda}"))
+            old.append(
+                (name, f"the driver runs CUDA up to {facts.driver_cuda}, PyTorch is built for {facts.torch_cuda}")
+            )
     found += [problem(CUDA, text) for text in by_host(unused)]
     way_out = "install a newer driver, or a PyTorch that was built for an older CUDA"
     found += [problem(CUDA, text, way_out) for text in by_host(old)]
@@ -107,14 +116,18 @@ def _fitting(facts: HostFacts) -> str:
 
 
 def _major(version: str) -> int:
-    """Return the first number; a driver runs what was built for any CUDA of its major version. Unknown ones are no reason to complain."""
+    """Return the first number; a driver runs what was built for any CUDA of its major version. Unknown ones are no
+    reason to complain."""
     return int(version.split(".")[0]) if version else 1_000
 
 
 def _foreign(facts: HostFacts) -> list[str]:
-    """Return GPUs that PyTorch has no code for: it runs what was built for the same major architecture and a smaller minor one."""
+    """Return GPUs that PyTorch has no code for: it runs what was built for the same major architecture and a smaller
+    minor one."""
     built = [_numbers(name.rpartition("_")[2].rstrip("af")) for name in facts.architectures if name.startswith("sm_")]
-    newest = max((_numbers(name.rpartition("_")[2]) for name in facts.architectures if name.startswith("compute_")), default=None)
+    newest = max(
+        (_numbers(name.rpartition("_")[2]) for name in facts.architectures if name.startswith("compute_")), default=None
+    )
     texts = []
     for gpu in facts.gpus:
         own = capability_of(gpu.capability)
@@ -122,7 +135,8 @@ def _foreign(facts: HostFacts) -> list[str]:
             continue
         if newest is None or newest > own:
             texts.append(
-                f"PyTorch has no code for {gpu.name} (capability {gpu.capability}); it was built for {', '.join(facts.architectures)}"
+                f"PyTorch has no code for {gpu.name} (capability {gpu.capability}); it was built for "
+                f"{', '.join(facts.architectures)}"
             )
     return list(dict.fromkeys(texts))
 
@@ -146,7 +160,11 @@ def precision_findings(seen: Seen, precision: str, deepspeed: dict[str, Any]) ->
         refused = [trouble.text for trouble in asked if trouble.fatal]
         found += [(name, Trouble("\n".join(refused)))] if refused else []
         found += [(name, trouble) for trouble in asked if not trouble.fatal]
-        lowest = min((c for gpu in facts.gpus if (c := capability_of(gpu.capability))), default=None) if facts.on_gpu else None
+        lowest = (
+            min((c for gpu in facts.gpus if (c := capability_of(gpu.capability))), default=None)
+            if facts.on_gpu
+            else None
+        )
         if lowest is not None and not refused:
             found += [(name, trouble) for trouble in capability_troubles(precision, lowest, "a GPU there")]
     if found or not any("requirements" not in facts.failures for _, facts in seen):
@@ -165,10 +183,14 @@ def fit_findings(seen: Seen, ranks: Mapping[str, int], configuration: Configurat
     from dialogpt_ds.model.memory import model_states, name_of_run, states_of_run
 
     name = name_of_run(configuration.zero_stage, configuration.offload)
-    states = model_states(size.num_parameters, size.largest_layer, max(ranks.values()), len(ranks), configuration.precision)
+    states = model_states(
+        size.num_parameters, size.largest_layer, max(ranks.values()), len(ranks), configuration.precision
+    )
     state = states_of_run(states, configuration.zero_stage, configuration.offload)
     if state is None:
-        return [ok(FIT, f"for {name} in {configuration.precision} there is no estimate; --dry_run takes two real steps")]
+        return [
+            ok(FIT, f"for {name} in {configuration.precision} there is no estimate; --dry_run takes two real steps")
+        ]
     on_disk = "nvme" in configuration.offload
     wrong, tight = [], []
     for host, facts in seen:
@@ -179,11 +201,13 @@ def fit_findings(seen: Seen, ranks: Mapping[str, int], configuration: Configurat
         tight += [(host, text) for text in warnings]
     means = f"{size.num_parameters / 1e6:,.0f} million parameters in {name}, {configuration.precision}"
     way_out = (
-        "more processes with ZeRO-2 or 3 (ds_configs/zero3_fp16.json), offload (ds_configs/zero2_fp16_offload_optimizer.json), a smaller "
+        "more processes with ZeRO-2 or 3 (ds_configs/zero3_fp16.json), offload "
+        "(ds_configs/zero2_fp16_offload_optimizer.json), a smaller "
         "--model; --dry_run shows all stages"
     )
     found = [problem(FIT, f"{text} ({means})", way_out) for text in by_host(wrong)]
-    found += [warning(FIT, f"{text} ({means})", "--activation_checkpointing, --chunked_head, smaller micro-batches; --dry_run counts "
+    found += [warning(FIT, f"{text} ({means})", "--activation_checkpointing, --chunked_head, smaller micro-batches; "
+                                                "--dry_run counts "
                       "the activations") for text in by_host(tight)]  # fmt: skip
     where = "on each GPU" if any(facts.on_gpu for _, facts in seen) else "for each process"
     shown = f"weights, gradients and optimizer take {state.device / GIB:,.2f} GiB {where} ({means})"
@@ -205,14 +229,17 @@ def _fit_on_host(facts: HostFacts, ranks: int, device: int, host: int) -> tuple[
         smallest = min((gpu.memory for gpu in facts.gpus if gpu.memory), default=0)
         free = min((gpu.memory - gpu.used for gpu in facts.gpus if gpu.memory), default=0)
         text = (
-            f"weights, gradients and optimizer take {device / GIB:,.1f} GiB on each GPU, and the smallest has {smallest / GIB:,.1f}"
+            f"weights, gradients and optimizer take {device / GIB:,.1f} GiB on each GPU, and the smallest has "
+            f"{smallest / GIB:,.1f}"
         )
         if smallest and device > smallest:
             problems.append(text)
         elif smallest and device > TIGHT * free:
             warnings.append(f"{text}, of which {free / GIB:,.1f} are free")
     what = "building the model and for what is kept there" if facts.on_gpu else "weights, gradients and optimizer"
-    text = f"{ranks} processes need {host / GIB:,.1f} GiB of the host's memory for {what}, and it has {total / GIB:,.1f}"
+    text = (
+        f"{ranks} processes need {host / GIB:,.1f} GiB of the host's memory for {what}, and it has {total / GIB:,.1f}"
+    )
     if host > total:
         problems.append(text)
     elif host > TIGHT * available:

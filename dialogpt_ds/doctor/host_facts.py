@@ -81,7 +81,8 @@ def _container_limits() -> list[int]:
 
 
 def output_folder(request: Request) -> dict[str, Any]:
-    """Whether output_dir, or the folder that it would be made in, takes what a checkpoint does there, and the room on its disk."""
+    """Whether output_dir, or the folder that it would be made in, takes what a checkpoint does there, and the room on
+    its disk."""
     if not request.output_dir:
         return {}
     place = existing_part(Path(request.output_dir))
@@ -104,7 +105,8 @@ def nvidia(request: Request) -> dict[str, Any]:
 
 
 def _driver_cuda() -> str:
-    """Return the newest CUDA that the driver can run, as cuDriverGetVersion of its library says it (1000 * major + 10 * minor)."""
+    """Return the newest CUDA that the driver can run, as cuDriverGetVersion of its library says it (1000 * major + 10 *
+    minor)."""
     version = ctypes.c_int(0)
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -154,7 +156,9 @@ def nvcc_version() -> str:
 def said_by(command: list[str]) -> str | None:
     """Return what a program prints; None where it is missing, fails, or takes too long."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_SECONDS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROGRAM_SECONDS, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout if done.returncode == 0 else None
@@ -288,7 +292,9 @@ def gather(request: Request) -> HostFacts:
 
 def main() -> int:
     """Print the answer to the request on the command line."""
-    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])  # as the trainer does
+    os.environ["PATH"] = os.pathsep.join(
+        [os.path.dirname(sys.executable), os.environ.get("PATH", "")]
+    )  # as the trainer does
     with redirect_stdout(sys.stderr):  # libraries print on being imported
         line = to_line(gather(Request(**json.loads(sys.argv[1]))))
     print(line, flush=True)

@@ -1,4 +1,5 @@
-"""The hosts of a run and the files that name them: as the launcher reads them, reached without a password, each once."""
+"""The hosts of a run and the files that name them: as the launcher reads them, reached without a password, each
+once."""
 
 import shutil
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ def hostfile_findings(named: str, num_gpus: int | None) -> tuple[list[Finding], 
 
 
 def variables_findings(hosts: Sequence[Host], files: Sequence[Path] | None = None) -> list[Finding]:
-    """Look at the files of variables; what is wrong in them matters where there are several hosts, and is said in any case."""
+    """Look at the files of variables; what is wrong in them matters where there are several hosts, and is said in any
+    case."""
     found: list[Finding] = []
     files = find_environment_files() if files is None else files
     wrong = problem if len(hosts) > 1 else warning
@@ -52,7 +54,9 @@ def variables_findings(hosts: Sequence[Host], files: Sequence[Path] | None = Non
             found.append(warning(VARIABLES, read.secrets_warning))
         if not (read.problems or read.warnings or read.secrets):
             found.append(ok(VARIABLES, f"{path}: {some(read.variables)}"))
-    return found or [ok(VARIABLES, f"no .deepspeed_env (nor {NAME_VARIABLE}) that the launcher would give to all hosts")]
+    return found or [
+        ok(VARIABLES, f"no .deepspeed_env (nor {NAME_VARIABLE}) that the launcher would give to all hosts")
+    ]
 
 
 def ssh_findings(survey: Survey) -> list[Finding]:
@@ -78,7 +82,11 @@ def machine_findings(seen: Sequence[tuple[str, HostFacts]]) -> list[Finding]:
         for other_name, other in seen[:number]:
             if facts.same_machine(other):
                 found.append(
-                    problem(SSH, f"{other_name} and {name} are one machine ({facts.hostname})", "name it once in the hostfile")
+                    problem(
+                        SSH,
+                        f"{other_name} and {name} are one machine ({facts.hostname})",
+                        "name it once in the hostfile",
+                    )
                 )
                 break
     return found
@@ -96,7 +104,8 @@ def launcher_findings(
             return [
                 problem(
                     LAUNCHER,
-                    f"the hostfile names {hosts[0].name} alone, and the deepspeed command starts the processes of a single host on the "
+                    f"the hostfile names {hosts[0].name} alone, and the deepspeed command starts the processes of a "
+                    f"single host on the "
                     f"machine that it is started on, which is {here.hostname}",
                     f"start it on {hosts[0].name}, or add --force_multi",
                 )
@@ -107,14 +116,17 @@ def launcher_findings(
         way_out = "Debian: apt-get install pdsh openssh-client; or start the run on each host (--no_ssh), or with srun"
         return [
             problem(
-                LAUNCHER, f"{' and '.join(missing)} is not installed here, and the deepspeed command starts hosts with it", way_out
+                LAUNCHER,
+                f"{' and '.join(missing)} is not installed here, and the deepspeed command starts hosts with it",
+                way_out,
             )
         ]
     return [ok(LAUNCHER, "pdsh and ssh are here")]
 
 
 def keep_alive_findings(hosts: Sequence[Host], ssh: Ssh) -> list[Finding]:
-    """Return whether ssh would notice a broken link; it is asked about a few hosts, since most files of ssh are about all of them."""
+    """Return whether ssh would notice a broken link; it is asked about a few hosts, since most files of ssh are about
+    all of them."""
     silent = []
     for host in hosts[:8]:
         settings = ssh.effective(host.name)
@@ -123,8 +135,12 @@ def keep_alive_findings(hosts: Sequence[Host], ssh: Ssh) -> list[Finding]:
     if not silent:
         return [ok(KEEP_ALIVE, "ssh asks the hosts whether they are still there")]
     text = (
-        "ssh never asks whether a host is still there (ServerAliveInterval 0): where a link breaks, the ranks end, but the deepspeed "
+        "ssh never asks whether a host is still there (ServerAliveInterval 0): where a link breaks, the ranks end, "
+        "but the deepspeed "
         "command waits on"
     )
-    way_out = f"export {APPEND}='-o ServerAliveInterval={KEEP_ALIVE_SECONDS}', or ServerAliveInterval {KEEP_ALIVE_SECONDS} in ~/.ssh/config"
+    way_out = (
+        f"export {APPEND}='-o ServerAliveInterval={KEEP_ALIVE_SECONDS}', or ServerAliveInterval "
+        f"{KEEP_ALIVE_SECONDS} in ~/.ssh/config"
+    )
     return [warning(KEEP_ALIVE, line, way_out) for line in by_host((name, text) for name in silent)]

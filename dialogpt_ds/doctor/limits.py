@@ -15,14 +15,16 @@ FILES_FOR_ITSELF = 512
 FILES_PER_RANK = 4
 """Connections that a rank has to each other one, and some to spare."""
 PROCESS_BYTES = 1_000_000_000
-"""Resident memory of a rank with its loader process and a very small model (measured on Python 3.11, torch 2.13: 0.6 and 0.3 GB)."""
+"""Resident memory of a rank with its loader process and a very small model (measured on Python 3.11, torch 2.13: 0.6
+and 0.3 GB)."""
 
 
 def shm_findings(seen: Seen, ranks: Mapping[str, int]) -> list[Finding]:
     """Return where /dev/shm is too small for the ranks there."""
     looked_at = [(name, facts) for name, facts in seen if "limits" not in facts.failures]
     found = [(name, trouble) for name, facts in looked_at
-             for trouble in shared_memory_troubles(SHARED_MEMORY, *facts.shared_memory, ranks[name], facts.on_gpu)]  # fmt: skip
+             for trouble in shared_memory_troubles(SHARED_MEMORY, *facts.shared_memory, ranks[name],
+                                                   facts.on_gpu)]  # fmt: skip
     if found or not looked_at:
         return of_machines(SHM, found)
     return [ok(SHM, f"{min(facts.shared_memory[1] for _, facts in looked_at) / 1e6:,.0f} MB free{_on_all(seen)}")]
@@ -44,7 +46,8 @@ def file_findings(seen: Seen, world_size: int) -> list[Finding]:
 def memory_findings(seen: Seen, ranks: Mapping[str, int]) -> list[Finding]:
     """Return where the free memory is little even for processes that train nothing."""
     low = by_host(
-        (name, f"{_gb(facts.memory[1])} free, and {ranks[name]} processes take {_gb(PROCESS_BYTES * ranks[name])} before the model")
+        (name, f"{_gb(facts.memory[1])} free, and {ranks[name]} processes take {_gb(PROCESS_BYTES * ranks[name])} "
+               f"before the model")
         for name, facts in seen if facts.memory[1] < PROCESS_BYTES * ranks[name]
     )  # fmt: skip
     least = min((facts.memory[1] for _, facts in seen), default=0)
@@ -66,7 +69,9 @@ def output_findings(seen: Seen, output_dir: Path, checkpoint: int, of_run: int, 
         of_run: bytes of all that the run keeps there, about.
         keep: `--keep_checkpoints`.
     """
-    refused = [(name, f"{facts.output_problem}, for --output_dir {output_dir}") for name, facts in seen if facts.output_problem]
+    refused = [
+        (name, f"{facts.output_problem}, for --output_dir {output_dir}") for name, facts in seen if facts.output_problem
+    ]
     if refused:
         way_out = "name a folder that you may write to and rename folders in, on every host; a mounted bucket is none"
         return [problem(OUTPUT_DIR, text, way_out) for text in by_host(refused)]

@@ -1,8 +1,8 @@
 """The hosts' part in looking at the network between them, as python -m dialogpt_ds.doctor.meeting ROLE WORDS.
 
-`hold PORT FOLDER TOKEN`, on the first host: it listens at the master port for as long as its standard input stays open, and leaves a file
-of the token's name in the folder. `visit ADDRESS PORT TOKEN`, on every host meanwhile: it opens a connection to that port and looks for the
-token's file; an empty word leaves that out.
+`hold PORT FOLDER TOKEN`, on the first host: it listens at the master port for as long as its standard input stays open,
+and leaves a file of the token's name in the folder. `visit ADDRESS PORT TOKEN`, on every host meanwhile: it opens a
+connection to that port and looks for the token's file; an empty word leaves that out.
 """
 
 import errno
@@ -60,7 +60,11 @@ def port_problem(port: int) -> str:
 def _user_of(port: int) -> str:
     """Return which process listens on a port, as far as this one may see it."""
     try:
-        owners = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr[1] == port}
+        owners = {
+            c.pid
+            for c in psutil.net_connections("tcp")
+            if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr[1] == port
+        }
         named = [f"{psutil.Process(pid).name()}, process {pid}" for pid in owners if pid]
     except psutil.Error:
         return ""
@@ -70,7 +74,9 @@ def _user_of(port: int) -> str:
 def first_address() -> str:
     """Return the address that DeepSpeed's launcher takes of the first host: the first that `hostname -I` says."""
     try:
-        said = subprocess.run(["hostname", "-I"], capture_output=True, text=True, timeout=5.0, stdin=subprocess.DEVNULL).stdout
+        said = subprocess.run(
+            ["hostname", "-I"], capture_output=True, text=True, timeout=5.0, stdin=subprocess.DEVNULL
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
     return next(iter(said.split()), "")
@@ -122,7 +128,10 @@ def visit(address: str, port: int, token: str) -> Visit:
     towards = interface_towards(address) if address else None
     interface, own = towards or ("", "")
     return Visit(
-        _connect(address, port) if port else "", interface, own, appears(Path(token), VISIT_TOKEN_SECONDS) if token else None
+        _connect(address, port) if port else "",
+        interface,
+        own,
+        appears(Path(token), VISIT_TOKEN_SECONDS) if token else None,
     )
 
 

@@ -22,12 +22,17 @@ def port_findings(facts: HostFacts | None, meeting: MeetingPlace | None, port: i
     if said is None:
         return [warning(PORT, f"whether port {port} is free could not be asked on the first host")]
     if said:
-        return [problem(PORT, f"{said}, and the ranks meet there", "another one for the launcher, here too: --master_port 29501")]
+        return [
+            problem(
+                PORT, f"{said}, and the ranks meet there", "another one for the launcher, here too: --master_port 29501"
+            )
+        ]
     return [ok(PORT, f"{port} is free{' on the first host' if meeting else ''}")]
 
 
 def way_findings(survey: Survey) -> list[Finding]:
-    """Return which hosts can't open a connection to the place where the ranks meet, and the interfaces that lead there."""
+    """Return which hosts can't open a connection to the place where the ranks meet, and the interfaces that lead
+    there."""
     meeting = survey.meeting
     if meeting is None or len(survey.answers) < 2:
         return []
@@ -38,27 +43,35 @@ def way_findings(survey: Survey) -> list[Finding]:
         return [
             problem(
                 NETWORK,
-                f"{first} has {meeting.address or 'no address'} as its first address, and the other hosts would look for rank 0 there",
+                f"{first} has {meeting.address or 'no address'} as its first address, and the other hosts would look "
+                f"for rank 0 there",
                 "give the launcher the right one, here too: --master_addr ADDRESS",
             )
         ]
     blocked = [(name, f"{place} can't be reached: {visit.connect_problem}") for name, visit in visits
                if visit.connect_problem and name in others]  # fmt: skip
     way_out = (
-        "let the firewalls pass TCP between the hosts, all ports of it (NCCL and gloo take more than this one); where the address is that "
+        "let the firewalls pass TCP between the hosts, all ports of it (NCCL and gloo take more than this one); where "
+        "the address is that "
         "of the wrong network: --master_addr ADDRESS"
     )
     if blocked:
         return [problem(NETWORK, text, way_out) for text in by_host(blocked)]
     interfaces = {visit.interface for name, visit in visits if visit.interface}
     ways = by_host((name, f"{visit.interface} ({visit.own_address})") for name, visit in visits if visit.interface)
-    reached = f"{place} can be reached" if not meeting.port_problem else f"the way to {place} was not tried, its port being in use"
+    reached = (
+        f"{place} can be reached"
+        if not meeting.port_problem
+        else f"the way to {place} was not tried, its port being in use"
+    )
     setting = (
         f"NCCL_SOCKET_IFNAME={','.join(sorted(interfaces))} in .deepspeed_env says so where NCCL takes another"
         if interfaces
         else ""
     )
-    return [ok(NETWORK, "; ".join(part for part in (reached, "by " + ", ".join(ways[:4]) if ways else "", setting) if part))]
+    return [
+        ok(NETWORK, "; ".join(part for part in (reached, "by " + ", ".join(ways[:4]) if ways else "", setting) if part))
+    ]
 
 
 def name_findings(seen: Sequence[tuple[str, HostFacts]]) -> list[Finding]:
@@ -95,6 +108,8 @@ def wandb_findings(asked: Mode) -> list[Finding]:
         pass  # it has answered
     except (OSError, ValueError) as error:
         cause = getattr(error, "reason", error)
-        text = f"{shown} gives no answer within {WANDB_ANSWER_SECONDS:.0f} s ({cause}); the run would go on and try again"
+        text = (
+            f"{shown} gives no answer within {WANDB_ANSWER_SECONDS:.0f} s ({cause}); the run would go on and try again"
+        )
         return [warning(WANDB, text, "--wandb_mode offline, and wandb sync afterwards")]
     return [ok(WANDB, f"online, {shown} answers ({time.monotonic() - started:.1f} s)")]

@@ -65,7 +65,8 @@ def some(names: Iterable[str]) -> str:
 
 
 def by_host(found: Iterable[tuple[str, str]]) -> list[str]:
-    """Return texts, each once, with the hosts that they are true of in front; a host without a name is this machine alone."""
+    """Return texts, each once, with the hosts that they are true of in front; a host without a name is this machine
+    alone."""
     hosts_of: dict[str, list[str]] = {}
     for host, text in found:
         hosts_of.setdefault(text, []).append(host)

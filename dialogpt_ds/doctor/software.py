@@ -31,7 +31,8 @@ def failure_findings(seen: Sequence[tuple[str, HostFacts]]) -> list[Finding]:
                 (name, IMPORTS.get(part, f"{part} could not be looked at") + f": {why}")
             )
     found = [
-        problem(SOFTWARE, text, "install it anew there: pip install -e . (launch/constraints.txt)") for text in by_host(broken)
+        problem(SOFTWARE, text, "install it anew there: pip install -e . (launch/constraints.txt)")
+        for text in by_host(broken)
     ]
     return found + [warning(SOFTWARE, text) for text in by_host(unknown)]
 
@@ -41,7 +42,9 @@ def code_findings(seen: Sequence[tuple[str, HostFacts]], here: HostFacts | None)
     if here is None:
         return []
     found = []
-    where = f"{CHECKOUT} at git revision {here.revision[:10]}" if here.revision else f"{CHECKOUT}, without a git revision"
+    where = (
+        f"{CHECKOUT} at git revision {here.revision[:10]}" if here.revision else f"{CHECKOUT}, without a git revision"
+    )
     different: list[tuple[str, str]] = []
     other_commit: list[tuple[str, str]] = []
     for name, facts in seen:
@@ -57,7 +60,9 @@ def code_findings(seen: Sequence[tuple[str, HostFacts]], here: HostFacts | None)
             at = " at the same git revision" * bool(facts.revision) or " (no git checkout there)" * bool(here.revision)
             different.append((name, f"other files in dialogpt_ds{at} than here"))
     way_out = f"bring {CHECKOUT} to one state on every host (git pull, rsync), or put it on a disk that they share"
-    found += [problem(CODE, f"{text}; ranks with different code don't train together", way_out) for text in by_host(different)]
+    found += [
+        problem(CODE, f"{text}; ranks with different code don't train together", way_out) for text in by_host(different)
+    ]
     found += [warning(CODE, text, way_out) for text in by_host(other_commit)]
     folder = os.getcwd()
     lost = [(name, f"there is no folder {folder}, in which the launcher starts the processes") for name, facts in seen
@@ -67,15 +72,21 @@ def code_findings(seen: Sequence[tuple[str, HostFacts]], here: HostFacts | None)
 
 
 def version_findings(seen: Sequence[tuple[str, HostFacts]], requirements: Sequence[str] | None = None) -> list[Finding]:
-    """Hold the hosts' versions against the package's ranges (lines of PEP 508; this installation's by default) and each other."""
+    """Hold the hosts' versions against the package's ranges (lines of PEP 508; this installation's by default) and each
+    other."""
     lines = required() if requirements is None else requirements
     found = []
     if not lines:
         found.append(
-            warning(VERSIONS, "dialogpt-ds is not installed in this Python, so its ranges aren't known", "pip install -e .")
+            warning(
+                VERSIONS, "dialogpt-ds is not installed in this Python, so its ranges aren't known", "pip install -e ."
+            )
         )
     outside = [(name, text) for name, facts in seen for text in out_of_range(facts.packages, lines)]
-    found += [problem(VERSIONS, text, "pip install -e . there, which brings what setup.cfg asks for") for text in by_host(outside)]
+    found += [
+        problem(VERSIONS, text, "pip install -e . there, which brings what setup.cfg asks for")
+        for text in by_host(outside)
+    ]
     if python := _required_python():
         from packaging.specifiers import SpecifierSet
 
@@ -122,7 +133,8 @@ def difference_findings(seen: Sequence[tuple[str, HostFacts]]) -> list[Finding]:
                      for host, facts in others if facts.packages.get(name, expected) != expected]  # fmt: skip
         say = problem if name in SHOWN else warning
         findings += [
-            say(VERSIONS, text, "install the same versions on every host (launch/constraints.txt)") for text in by_host(different)
+            say(VERSIONS, text, "install the same versions on every host (launch/constraints.txt)")
+            for text in by_host(different)
         ]
     return findings
 
@@ -146,8 +158,10 @@ def op_findings(seen: Sequence[tuple[str, HostFacts]], deepspeed: dict[str, Any]
         tools = BuildTools(facts.compiler, facts.ninja, facts.compiler_name, facts.nvcc)
         troubles = list(op_troubles(to_build, tools, facts.torch_cuda))
         # What async_io lacks, the precision's line says better.
-        troubles += [Trouble(f"DeepSpeed says that {op.name} ({op.why}) can't be built there (ds_report)") for op in to_build
-                     if not facts.ops_compatible.get(op.name, True) and op.name != ASYNC_IO and not troubles]  # fmt: skip
+        troubles += [Trouble(f"DeepSpeed says that {op.name} ({op.why}) can't be built there "
+                             f"(ds_report)") for op in to_build
+                     if not facts.ops_compatible.get(op.name,
+                                                     True) and op.name != ASYNC_IO and not troubles]  # fmt: skip
         wrong += [(name, trouble) for trouble in troubles]
         good.append((name, _summary(needed, to_build, facts)))
     return of_machines(OPS, wrong) or [ok(OPS, text) for text in by_host(good)]
@@ -167,7 +181,10 @@ def _summary(needed: list[NeededOp], to_build: list[NeededOp], facts: HostFacts)
         "ninja" if facts.ninja else "no ninja",
         f"nvcc {facts.nvcc}" if facts.nvcc else "no nvcc",
     ]
-    return f"{use}; ds_report: {len(facts.ops_built)} of {len(facts.ops_compatible)} built ahead, {can} can be built; {', '.join(tools)}"
+    return (
+        f"{use}; ds_report: {len(facts.ops_built)} of {len(facts.ops_compatible)} built ahead, {can} can be "
+        f"built; {', '.join(tools)}"
+    )
 
 
 def _place(facts: HostFacts, op: NeededOp) -> str:

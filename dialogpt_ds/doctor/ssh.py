@@ -1,4 +1,5 @@
-"""Commands on other hosts by ssh, as the launcher gives them: without a password, in the same folder, with the same Python."""
+"""Commands on other hosts by ssh, as the launcher gives them: without a password, in the same folder, with the same
+Python."""
 
 import os
 import re
@@ -38,7 +39,8 @@ _REASONS = (
     (
         r"connection refused",
         "nothing listens at its ssh port",
-        "start its ssh server (Debian: apt-get install openssh-server), or give the right port: --ssh_port, also to deepspeed",
+        "start its ssh server (Debian: apt-get install openssh-server), or give the right port: --ssh_port, also to "
+        "deepspeed",
     ),
     (
         r"timed out|no route to host|network is unreachable|connection reset|connection closed",
@@ -77,10 +79,15 @@ class Ssh:
         return ["ssh", *batch, *self.options(), host, f"exec sh -c {quoted}"]
 
     def effective(self, host: str) -> dict[str, str]:
-        """Return ssh's settings for a host by name in small letters, from all of its files and options; nothing where it can't say."""
+        """Return ssh's settings for a host by name in small letters, from all of its files and options; nothing where
+        it can't say."""
         try:
             done = subprocess.run(
-                ["ssh", "-G", *self.options(), host], capture_output=True, text=True, timeout=5.0, stdin=subprocess.DEVNULL
+                ["ssh", "-G", *self.options(), host],
+                capture_output=True,
+                text=True,
+                timeout=5.0,
+                stdin=subprocess.DEVNULL,
             )
         except (OSError, subprocess.SubprocessError):
             return {}
@@ -101,8 +108,8 @@ def run_for(command: list[str], seconds: float, environment: Mapping[str, str] |
     """Run a command for at most so long; everything that it has started ends with it."""
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-            start_new_session=True, cwd=CHECKOUT, env=environment,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            errors="replace", start_new_session=True, cwd=CHECKOUT, env=environment,
         )  # fmt: skip
     except OSError as error:
         return SshOutcome(127, "", f"{command[0]}: {error.strerror}")
@@ -118,7 +125,10 @@ def run_for(command: list[str], seconds: float, environment: Mapping[str, str] |
 def why_not(host: str, done: SshOutcome, seconds: float) -> tuple[str, str]:
     """Return why a host gave no answer, and the way out, with HOST in the place of its name."""
     if done.code is None:
-        return f"no answer within {seconds:.3g} s", "is it overloaded, or does a network disk hang there? ssh HOST nproc"
+        return (
+            f"no answer within {seconds:.3g} s",
+            "is it overloaded, or does a network disk hang there? ssh HOST nproc",
+        )
     if done.code == NO_FOLDER:
         return (
             f"there is no folder {CHECKOUT} on it",

@@ -57,7 +57,8 @@ class Survey:
 
 
 def ask_here(request: Request, environment: Mapping[str, str]) -> Answer:
-    """Ask this machine, in a process of its own: a broken driver or library can take that one down, or hang it, alone."""
+    """Ask this machine, in a process of its own: a broken driver or library can take that one down, or hang it,
+    alone."""
     done = run_for([sys.executable, "-m", FACTS, json.dumps(asdict(request))], SURVEY_SECONDS, environment)
     return _answer("localhost", done, None, SURVEY_SECONDS)
 
@@ -141,7 +142,8 @@ class MeetingPoint:
 
 
 def _line_with(process: "subprocess.Popen[bytes]", mark: bytes, seconds: float) -> bytes | None:
-    """Return the first line of a process's output with a mark in it; None where it ends, or takes longer, without one."""
+    """Return the first line of a process's output with a mark in it; None where it ends, or takes longer, without
+    one."""
     assert process.stdout is not None
     deadline, read = time.monotonic() + seconds, b""
     while (left := deadline - time.monotonic()) > 0:

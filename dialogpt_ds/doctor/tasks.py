@@ -50,5 +50,6 @@ class Clock:
         return time.monotonic() - self._started
 
     def share(self, seconds: float) -> float:
-        """Return a limit for the next piece of work: so many seconds, or what is left; never less than half a second."""
+        """Return a limit for the next piece of work: so many seconds, or what is left; never less than half a
+        second."""
         return max(min(seconds, self._seconds - self.spent), 0.5)

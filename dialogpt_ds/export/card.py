@@ -22,7 +22,8 @@ def model_card(run: dict[str, Any], step: int) -> str:
         step: optimizer step of the weights.
     """
     data = [
-        f"| {d['name']} | {d['weight']} | {d['examples']:,} | {d['tokens']:,} | {d['target_tokens']:,} | `{d['fingerprint'][:16]}` |"
+        f"| {d['name']} | {d['weight']} | {d['examples']:,} | {d['tokens']:,} | {d['target_tokens']:,} | "
+        f"`{d['fingerprint'][:16]}` |"
         for d in run["data"]
     ]
     figures = [
@@ -46,8 +47,10 @@ def model_card(run: dict[str, Any], step: int) -> str:
             "",
             f"# {run['model']}, a dialogue response model",
             "",
-            "Trained with dialogpt-ds. Every turn of a conversation ends with the end-of-text token; the model goes on with the next turn.",
-            f"It was trained on rows of at most {run['row_length']:,} tokens: longer conversations lie outside of what it has seen.",
+            "Trained with dialogpt-ds. Every turn of a conversation ends with the end-of-text token; the model goes "
+            "on with the next turn.",
+            f"It was trained on rows of at most {run['row_length']:,} tokens: longer conversations lie outside of "
+            f"what it has seen.",
             "",
             USE,
             "",

@@ -19,8 +19,8 @@ MODEL_FOLDER = "model"
 PROBE_TOKENS = 32
 """Tokens that the live and the loaded model are compared on."""
 HALF_TOLERANCE, FP32_TOLERANCE = 0.1, 2e-4
-"""Largest difference of logits, as a share of the largest logit, where weights are in half precision and in fp32. Another attention
-kernel alone changes a trained model of 135 M parameters by 0.023 in bf16."""
+"""Largest difference of logits, as a share of the largest logit, where weights are in half precision and in fp32.
+Another attention kernel alone changes a trained model of 135 M parameters by 0.023 in bf16."""
 CPU = torch.device("cpu")
 
 
@@ -53,8 +53,8 @@ class Probe:
 def probe_ids(vocabulary: int) -> torch.Tensor:
     """Return the row that models are compared on, [1, PROBE_TOKENS]: spread over the vocabulary.
 
-    What the first ids stand for is seldom in a text, and half precision carries a model far astray on them: 0.15 of the largest logit
-    between two attention kernels.
+    What the first ids stand for is seldom in a text, and half precision carries a model far astray on them: 0.15 of the
+    largest logit between two attention kernels.
     """
     return (torch.arange(1, PROBE_TOKENS + 1) * vocabulary // (PROBE_TOKENS + 1)).unsqueeze(0)
 
@@ -82,7 +82,8 @@ def write_export(
     step: int,
     tell: Tell = lambda doing: None,
 ) -> str | None:
-    """Write a Hugging Face folder, load it back, compare it, and only then give it its name. One that is there is replaced.
+    """Write a Hugging Face folder, load it back, compare it, and only then give it its name. One that is there is
+    replaced.
 
     Args:
         weights: every parameter by its name in the model, in the type they are to be stored in; a tied head once.
@@ -157,7 +158,9 @@ def _model_of(weights: dict[str, torch.Tensor], description: Path) -> Any:
     model = AutoModelForCausalLM.from_config(config, dtype=next(iter(weights.values())).dtype)
     missing = set(dict(model.named_parameters())) - set(weights)
     if missing:
-        raise RunError(f"the weights lack {len(missing)} tensors of the model in {description}: {', '.join(sorted(missing)[:5])}")
+        raise RunError(
+            f"the weights lack {len(missing)} tensors of the model in {description}: {', '.join(sorted(missing)[:5])}"
+        )
     model.load_state_dict(weights, strict=False)
     model.tie_weights()
     return model
@@ -171,7 +174,8 @@ def _set_dtype(file: Path, dtype: torch.dtype) -> None:
 
 
 def _compare(weights: dict[str, torch.Tensor], live: Probe | None, rebuilt: Any, folder: Path) -> str | None:
-    """Load an export back, and compare its weights bit for bit, its logits within rounding; returns a warning where those can't be.
+    """Load an export back, and compare its weights bit for bit, its logits within rounding; returns a warning where
+    those can't be.
 
     Raises:
         RunError: they differ.
@@ -184,10 +188,12 @@ def _compare(weights: dict[str, torch.Tensor], live: Probe | None, rebuilt: Any,
     different = [name for name in weights.keys() | found.keys() if not _equal(weights.get(name), found.get(name))]
     if different:
         raise RunError(
-            f"the export in {folder} does not load back as trained; tensors that differ: {', '.join(sorted(different)[:5])}"
+            f"the export in {folder} does not load back as trained; tensors that differ: "
+            f"{', '.join(sorted(different)[:5])}"
         )
     reasons = []
-    # Equal weights are what an export must have. That a comparison of logits is not possible is no reason to end a finished run.
+    # Equal weights are what an export must have. That a comparison of logits is not possible is no reason to end a
+    # finished run.
     if live is not None:
         try:
             mine = probe(loaded.to(live.device), live.device)
@@ -209,15 +215,21 @@ def _compare(weights: dict[str, torch.Tensor], live: Probe | None, rebuilt: Any,
     return None
 
 
-def _both_in_fp32(loaded: Any, rebuilt: Any, live: Probe | None, weights: dict[str, torch.Tensor]) -> tuple[Probe, Probe]:
-    """Return what the loaded model says on the CPU, and a model of the same weights with the configuration of the live one.
+def _both_in_fp32(
+    loaded: Any, rebuilt: Any, live: Probe | None, weights: dict[str, torch.Tensor]
+) -> tuple[Probe, Probe]:
+    """Return what the loaded model says on the CPU, and a model of the same weights with the configuration of the live
+    one.
 
-    In fp32 whatever the weights are in: a CPU is a hundred times slower in fp16, and its bf16 rounds differently from a GPU's.
+    In fp32 whatever the weights are in: a CPU is a hundred times slower in fp16, and its bf16 rounds differently from a
+    GPU's.
     """
     if live is not None:
         from transformers import AutoModelForCausalLM
 
-        rebuilt = AutoModelForCausalLM.from_config(copy.deepcopy(live.config), dtype=loaded.dtype, attn_implementation="eager")
+        rebuilt = AutoModelForCausalLM.from_config(
+            copy.deepcopy(live.config), dtype=loaded.dtype, attn_implementation="eager"
+        )
         rebuilt.load_state_dict(weights, strict=False)
         rebuilt.tie_weights()
         loaded.set_attn_implementation("eager")  # others may need a GPU
@@ -230,7 +242,8 @@ def _check(mine: Probe, theirs: Probe, tolerance: float, folder: Path) -> None:
     error = float((mine.logits - theirs.logits).abs().max()) / max(float(theirs.logits.abs().max()), 1e-6)
     if not error <= tolerance:
         raise RunError(
-            f"the export in {folder} loads, but doesn't say what the trained model says: its logits differ by {error:.3g} of the largest, "
+            f"the export in {folder} loads, but doesn't say what the trained model says: its logits differ by "
+            f"{error:.3g} of the largest, "
             f"{tolerance:g} is allowed"
         )
 

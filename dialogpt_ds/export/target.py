@@ -23,6 +23,7 @@ def check_target(path: str, overwrite: bool) -> Path:
         raise UserError(f"{target} exists; name another folder, or give --overwrite")
     if any(target.iterdir()) and not (target / ORIGIN).is_file():
         raise UserError(
-            f"{target} is no earlier export (it has no {ORIGIN}), so --overwrite does not replace it; name another folder"
+            f"{target} is no earlier export (it has no {ORIGIN}), so --overwrite does not replace it; name another "
+            f"folder"
         )
     return target

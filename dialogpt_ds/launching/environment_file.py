@@ -1,4 +1,5 @@
-"""The file with variables that DeepSpeed's launcher gives to every host (.deepspeed_env), and what in it would not arrive."""
+"""The file with variables that DeepSpeed's launcher gives to every host (.deepspeed_env), and what in it would not
+arrive."""
 
 import contextlib
 import os
@@ -16,7 +17,8 @@ EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
 """Beginnings of the names of variables that it takes from its own environment (launcher/runner.py; NCCL on GPUs)."""
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _PLAIN = re.compile(r"[\w@%+=:,./-]*")
-"""Values that the launcher writes into its shell command as they are; others it puts into double quotes (multinode_runner.py)."""
+"""Values that the launcher writes into its shell command as they are; others it puts into double quotes
+(multinode_runner.py)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class EnvironmentFile:
     warnings: list[str]
     """Lines that work by luck."""
     secrets: list[str]
-    """Names of variables whose values should not be in it: the launcher prints them, and every host lists them to all of its users."""
+    """Names of variables whose values should not be in it: the launcher prints them, and every host lists them to all
+    of its users."""
 
     @property
     def secrets_warning(self) -> str:
@@ -39,8 +42,10 @@ class EnvironmentFile:
         if not self.secrets:
             return ""
         return (
-            f"{self.path} holds {', '.join(self.secrets)}, and the launcher prints its values in its log and in every host's list of "
-            "processes: put secrets where each host reads them itself (~/.netrc for wandb, HF_HOME's token file for the hub), and remove "
+            f"{self.path} holds {', '.join(self.secrets)}, and the launcher prints its values in its log and in every "
+            f"host's list of "
+            "processes: put secrets where each host reads them itself (~/.netrc for wandb, HF_HOME's token file for "
+            "the hub), and remove "
             "the line"
         )
 
@@ -55,10 +60,12 @@ def secrets_warnings() -> list[str]:
 
 
 def find_environment_files(environment: Mapping[str, str] | None = None, folder: Path | None = None) -> list[Path]:
-    """Return the files that DeepSpeed's launcher would read, in its order: of the home folder, then of the one that it is started in.
+    """Return the files that DeepSpeed's launcher would read, in its order: of the home folder, then of the one that it
+    is started in.
 
     Args:
-        environment: of the launcher; this process's by default. DS_ENV_FILE in it names another file than .deepspeed_env.
+        environment: of the launcher; this process's by default. DS_ENV_FILE in it names another file than
+            .deepspeed_env.
         folder: that the launcher is started in; the current one by default.
     """
     environment = os.environ if environment is None else environment
@@ -69,11 +76,14 @@ def find_environment_files(environment: Mapping[str, str] | None = None, folder:
 
 
 def launcher_exports(environment: Mapping[str, str] | None = None, folder: Path | None = None) -> dict[str, str]:
-    """Return the variables that DeepSpeed's launcher gives to the processes on all hosts, secrets and broken lines left out."""
+    """Return the variables that DeepSpeed's launcher gives to the processes on all hosts, secrets and broken lines left
+    out."""
     environment = os.environ if environment is None else environment
     folder = (folder or Path()).absolute()
     found = {name: value for name, value in environment.items() if name.startswith(EXPORTED)}
-    found["PYTHONPATH"] = os.pathsep.join([str(folder), *([environment["PYTHONPATH"]] if "PYTHONPATH" in environment else [])])
+    found["PYTHONPATH"] = os.pathsep.join(
+        [str(folder), *([environment["PYTHONPATH"]] if "PYTHONPATH" in environment else [])]
+    )
     for path in find_environment_files(environment, folder):
         with contextlib.suppress(UserError):
             found |= read_environment_file(path).variables
@@ -102,16 +112,22 @@ def read_environment_file(path: Path) -> EnvironmentFile:
             continue
         name, value = (part.strip() for part in text.split("=", maxsplit=1))
         if name.startswith("export "):
-            warnings.append(f"{place} the word export is not needed, and only a shell forgives it: write {name.split()[-1]}=...")
+            warnings.append(
+                f"{place} the word export is not needed, and only a shell forgives it: write {name.split()[-1]}=..."
+            )
             name = name.removeprefix("export ").strip()
         if not _IDENTIFIER.fullmatch(name):
-            problems.append(f"{place} {name!r} is no name of a variable: write NAME=value, letters, digits and _ in the name")
+            problems.append(
+                f"{place} {name!r} is no name of a variable: write NAME=value, letters, digits and _ in the name"
+            )
             continue
         if name in variables:
             warnings.append(f"{place} {name} stands in the file twice, and the last one holds: remove one of the two")
         variables[name] = value
         problems += [f"{place} {problem}" for problem in _value_problems(name, value)]
-    return EnvironmentFile(path, variables, problems, warnings, [name for name in variables if is_secret(name, variables[name])])
+    return EnvironmentFile(
+        path, variables, problems, warnings, [name for name in variables if is_secret(name, variables[name])]
+    )
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -130,7 +146,10 @@ def _broken(text: str) -> str | None:
         return f"an empty line, {crash}: remove it"
     if text.startswith("#"):
         if "=" in text:
-            return "a comment with a =: the launcher exports it, and the shell drops all that follows it in the command: remove the line"
+            return (
+                "a comment with a =: the launcher exports it, and the shell drops all that follows it in the "
+                "command: remove the line"
+            )
         return f"a comment, {crash}: remove the line"
     if "=" not in text:
         return f"{without_secrets(text)!r} has no =, {crash}: write NAME=value, or remove the line"
@@ -141,9 +160,12 @@ def _value_problems(name: str, value: str) -> Iterator[str]:
     shown = "(left out)" if is_secret(name, value) else value
     if len(value) > 1 and value[0] == value[-1] == "'":
         yield f"{name}={shown} keeps its quotes, as a part of the value: write it without them"
-    elif '"' in value and not (value.count('"') == 2 and value[0] == value[-1] == '"' and _PLAIN.fullmatch(value[1:-1])):
+    elif '"' in value and not (
+        value.count('"') == 2 and value[0] == value[-1] == '"' and _PLAIN.fullmatch(value[1:-1])
+    ):
         yield (
-            f"{name}={shown} does not arrive as it is written: the launcher puts it into double quotes once more, so they end too early. "
+            f"{name}={shown} does not arrive as it is written: the launcher puts it into double quotes once more, so "
+            f"they end too early. "
             "Write it without quotes"
         )
     elif "`" in value:

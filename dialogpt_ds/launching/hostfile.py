@@ -32,15 +32,19 @@ class Host:
 def read_hostfile(path: Path) -> list[Host]:
     """Return the hosts of a hostfile, in its order, which is that of the ranks.
 
-    Lines that are empty or begin with # are left out, as DeepSpeed's launcher does; Windows line ends are no problem to it either.
+    Lines that are empty or begin with # are left out, as DeepSpeed's launcher does; Windows line ends are no problem to
+    it either.
 
     Raises:
-        UserError: the file is missing, unreadable or names no host, or lines of it would be refused or misread: all of them at once.
+        UserError: the file is missing, unreadable or names no host, or lines of it would be refused or misread: all of
+            them at once.
     """
     hosts: list[Host] = []
     lines, problems = _lines(path), []
     if lines and lines[0].startswith(BYTE_ORDER_MARK):
-        problems.append(f"{path}:1: begins with a byte order mark, which the launcher takes for a letter: save the file without it")
+        problems.append(
+            f"{path}:1: begins with a byte order mark, which the launcher takes for a letter: save the file without it"
+        )
     for number, line in enumerate(lines, start=1):
         text = line.strip().removeprefix(BYTE_ORDER_MARK)
         if not text or text.startswith("#"):
@@ -69,11 +73,14 @@ def _lines(path: Path) -> list[str]:
             return file.readlines()
     except FileNotFoundError as error:
         raise UserError(
-            f"hostfile {str(path)!r} does not exist (looked in {path.absolute().parent}); the launcher would only warn and start the run "
+            f"hostfile {str(path)!r} does not exist (looked in {path.absolute().parent}); the launcher would only "
+            f"warn and start the run "
             f"on this machine alone. Correct the path, or make the file with {ENTRY}"
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"hostfile {str(path)!r} is no text file in UTF-8: {error}; write it anew with {ENTRY}") from error
+        raise UserError(
+            f"hostfile {str(path)!r} is no text file in UTF-8: {error}; write it anew with {ENTRY}"
+        ) from error
     except OSError as error:
         raise UserError(f"hostfile {str(path)!r} can't be read: {error.strerror}") from error
 
@@ -98,16 +105,21 @@ def _entry_problems(host: Host, after: str) -> Iterator[str]:
         yield "has 0 slots, so no process would run there: give the number of its GPUs, or put # in front of the line"
     if not _HARMLESS.fullmatch(after):
         yield (
-            f"has {after.strip()!r} after slots={host.slots}, which the launcher ignores in silence: remove it, or say with slots= what it "
+            f"has {after.strip()!r} after slots={host.slots}, which the launcher ignores in silence: remove it, or "
+            f"say with slots= what it "
             "is meant to say"
         )
     if ":" in host.name:
         yield (
-            "has a : in the name, and neither ssh nor pdsh takes a port (or an IPv6 address) there: give the port to the launcher "
+            "has a : in the name, and neither ssh nor pdsh takes a port (or an IPv6 address) there: give the port to "
+            "the launcher "
             "(deepspeed --ssh_port) or as Port in ~/.ssh/config, and write the name or IPv4 address alone"
         )
     elif re.search(r"[\[\],]", host.name):
-        yield "names several hosts in a way that only pdsh knows, so that ranks would be counted wrong: write each on a line of its own"
+        yield (
+            "names several hosts in a way that only pdsh knows, so that ranks would be counted wrong: write each "
+            "on a line of its own"
+        )
     elif not _NAME.fullmatch(host.name):
         yield "has a name with characters that no host name has: write a name or an IPv4 address, as ssh knows it"
 
@@ -116,6 +128,7 @@ def _again(host: Host, other: Host) -> str:
     if host.slots == other.slots:
         return f"names a host that line {other.line} has already, and the launcher refuses that: remove one of the two"
     return (
-        f"names a host that line {other.line} has already with slots={other.slots}, and the launcher refuses that: keep one line, with "
+        f"names a host that line {other.line} has already with slots={other.slots}, and the launcher refuses that: "
+        f"keep one line, with "
         "the number of its GPUs"
     )

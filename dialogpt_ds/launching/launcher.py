@@ -16,7 +16,8 @@ RUNNERS = ("deepspeed", "ds", "deepspeed.launcher.runner")
 def check_hostfile() -> None:
     """Refuse a run that the launcher made here alone although it was given a host file.
 
-    It does so, with no more than a warning, where the file is missing, and without a word where it names a single host, whichever.
+    It does so, with no more than a warning, where the file is missing, and without a word where it names a single host,
+    whichever.
 
     Raises:
         UserError: with the file's name as it was given, and the way out.
@@ -31,14 +32,17 @@ def check_hostfile() -> None:
             continue
         if not Path(folder, named).is_file():
             raise UserError(
-                f"the deepspeed command names --hostfile {named}, which does not exist (looked in {folder}); it would have trained on this "
+                f"the deepspeed command names --hostfile {named}, which does not exist (looked in {folder}); it would "
+                f"have trained on this "
                 "host alone. Correct the name, or leave --hostfile out to train here"
             )
         chosen = chosen_hosts([host.name for host in read_hostfile(Path(folder, named))], words)
         if len(chosen) == 1 and not {"--no_ssh", "--force_multi"} & set(words) and not is_this_machine(chosen[0]):
             raise UserError(
-                f"--hostfile {named}, with what else the deepspeed command says, leaves {chosen[0]} alone, and the processes of a single "
-                f"host are started on the machine that the command is started on, {socket.gethostname()}: start it on {chosen[0]}, or add "
+                f"--hostfile {named}, with what else the deepspeed command says, leaves {chosen[0]} alone, and the "
+                f"processes of a single "
+                f"host are started on the machine that the command is started on, {socket.gethostname()}: start it on "
+                f"{chosen[0]}, or add "
                 "--force_multi"
             )
 

@@ -1,4 +1,5 @@
-"""What a machine has for a run, as values: read in milliseconds by each rank at its start and by the doctor on each host."""
+"""What a machine has for a run, as values: read in milliseconds by each rank at its start and by the doctor on each
+host."""
 
 import os
 import shutil
@@ -36,7 +37,10 @@ def num_device_files(folder: Path = Path("/dev")) -> int:
 
 def cpu_is_meant() -> bool:
     """Return whether the environment says that the GPUs are not to be used."""
-    return os.environ.get("DS_ACCELERATOR") == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1")
+    return os.environ.get("DS_ACCELERATOR") == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in (
+        "",
+        "-1",
+    )
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class DeviceFacts:
 
 
 def device_facts(precision: str) -> DeviceFacts:
-    """Return what the run's precision meets on this machine; imports DeepSpeed, and measures a CPU in a fraction of a second."""
+    """Return what the run's precision meets on this machine; imports DeepSpeed, and measures a CPU in a fraction of a
+    second."""
     from deepspeed.accelerator import get_accelerator
 
     from dialogpt_ds.matmul import cpu_rates
@@ -76,14 +81,16 @@ class BuildTools:
 
 
 def find_build_tools(path: str | None = None) -> BuildTools:
-    """Return the programs on a PATH: this process's, with the folder of its Python in front as the trainer puts it there, by default."""
+    """Return the programs on a PATH: this process's, with the folder of its Python in front as the trainer puts it
+    there, by default."""
     path = path or os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     compiler = (os.environ.get("CXX") or "c++").split()[0]
     return BuildTools(shutil.which(compiler, path=path), shutil.which("ninja", path=path), compiler)
 
 
 def built_ahead(on_gpu: bool) -> set[str]:
-    """Return the names of the operations that were built when DeepSpeed was installed; only if DeepSpeed is imported already."""
+    """Return the names of the operations that were built when DeepSpeed was installed; only if DeepSpeed is imported
+    already."""
     installed = sys.modules.get("deepspeed.git_version_info")
     if installed is None:
         return set()

@@ -1,4 +1,5 @@
-"""Where DeepSpeed's operations are built on first use: a folder for each environment, as two in one rebuild each other's at every start."""
+"""Where DeepSpeed's operations are built on first use: a folder for each environment, as two in one rebuild each
+other's at every start."""
 
 import os
 import platform
@@ -42,15 +43,21 @@ def use_own_folder(environment: Environment = os.environ) -> None:
 
 
 def own_folder(environment: Environment = os.environ) -> Path | None:
-    """Return this environment's folder below the user's cache, whether it exists or not; None for a user without a home."""
+    """Return this environment's folder below the user's cache, whether it exists or not; None for a user without a
+    home."""
     cache = environment.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(cache):  # a relative one is to be ignored (XDG base directories)
         cache = os.path.expanduser("~/.cache")
-    return None if cache.startswith("~") else Path(cache) / "dialogpt_ds" / "ops" / sha256_of_json(_environment_facts())[:DIGITS]
+    return (
+        None
+        if cache.startswith("~")
+        else Path(cache) / "dialogpt_ds" / "ops" / sha256_of_json(_environment_facts())[:DIGITS]
+    )
 
 
 def op_folder(environment: Environment = os.environ) -> Path:
-    """Return where this environment's operations are, or would be built: as use_own_folder() decides, without making anything."""
+    """Return where this environment's operations are, or would be built: as use_own_folder() decides, without making
+    anything."""
     if named := environment.get(OPS_VARIABLE):
         return Path(named)
     own = own_folder(environment)
@@ -84,7 +91,8 @@ def _cpu_facts() -> dict[str, str]:
 
 
 def is_built(name: str, folder: Path) -> bool:
-    """Return whether an operation is in the folder, built with the PyTorch that runs here; another one's is built anew."""
+    """Return whether an operation is in the folder, built with the PyTorch that runs here; another one's is built
+    anew."""
     from torch.utils.cpp_extension import include_paths
 
     # In torch's own folder there is one for Python and CUDA between.
@@ -99,7 +107,8 @@ def is_built(name: str, folder: Path) -> bool:
 
 
 def build_notice(deepspeed: dict[str, Any], on_gpu: bool) -> str:
-    """Return what to say before a run builds operations, which keeps it silent for a while; "" where it has all that it uses.
+    """Return what to say before a run builds operations, which keeps it silent for a while; "" where it has all that it
+    uses.
 
     Args:
         deepspeed: the final configuration.
@@ -110,4 +119,7 @@ def build_notice(deepspeed: dict[str, Any], on_gpu: bool) -> str:
     if not ops:
         return ""
     what = ", ".join(f"{op.name} ({op.why})" for op in ops)
-    return f"DeepSpeed builds {what} now, once for this environment, in {folder}: about a minute{' each' if len(ops) > 1 else ''}"
+    return (
+        f"DeepSpeed builds {what} now, once for this environment, in {folder}: about a "
+        f"minute{' each' if len(ops) > 1 else ''}"
+    )

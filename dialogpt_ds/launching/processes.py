@@ -26,7 +26,13 @@ class Scheduler:
 
 SCHEDULERS = (
     # MPI first: in a job of SLURM its daemons are tasks of srun, and their variables reach the ranks.
-    Scheduler("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    Scheduler(
+        "mpirun",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
     Scheduler("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     # SLURM_STEP_NUM_TASKS is srun's alone; SLURM_NTASKS is there in a batch script too, which is one process.
     Scheduler("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
@@ -40,7 +46,8 @@ _adopted: set[str] = set()
 
 
 def is_task_of_scheduler() -> bool:
-    """Return whether srun or MPI started this process, with no launcher between that ends the other processes of a host with it."""
+    """Return whether srun or MPI started this process, with no launcher between that ends the other processes of a host
+    with it."""
     return bool(_adopted)
 
 
@@ -86,8 +93,10 @@ def _meeting_place(scheduler: Scheduler, environment: Environment) -> tuple[str,
     if address and port:
         return address, port
     raise UserError(
-        f"{scheduler.name} started {environment[scheduler.size]} tasks, but nothing tells them where to meet: set MASTER_ADDR to the first "
-        "host and MASTER_PORT to a port that is free there, for all tasks (mpirun -x MASTER_ADDR=... -x MASTER_PORT=29500 ...)"
+        f"{scheduler.name} started {environment[scheduler.size]} tasks, but nothing tells them where to meet: set "
+        f"MASTER_ADDR to the first "
+        "host and MASTER_PORT to a port that is free there, for all tasks (mpirun -x MASTER_ADDR=... -x "
+        "MASTER_PORT=29500 ...)"
     )
 
 
@@ -108,7 +117,8 @@ def slurm_tasks_here(environment: Environment) -> int | None:
 
 
 def only_gpu(visible: int, environment: Environment = os.environ) -> None:
-    """Let a process that its scheduler shows a single GPU (`--gpus-per-task=1`) take it, whatever its number on the host is."""
+    """Let a process that its scheduler shows a single GPU (`--gpus-per-task=1`) take it, whatever its number on the
+    host is."""
     rank = environment.get("RANK")
     if visible == 1 and any(environment.get(scheduler.rank, "") == rank for scheduler in SCHEDULERS):
         environment["LOCAL_RANK"] = "0"

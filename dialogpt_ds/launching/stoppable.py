@@ -1,7 +1,8 @@
 """A command that trains, run so that a signal becomes a stop which its ranks agree on: launch/stoppable.py.
 
-SIGTERM (docker stop, an eviction from Kubernetes) to the deepspeed command ends that command alone, at once; the ranks would save
-and end by themselves, but in a container the end of the first process kills all others. So this process is the first one. It
+SIGTERM (docker stop, an eviction from Kubernetes) to the deepspeed command ends that command alone, at once; the ranks
+would save and end by themselves, but in a container the end of the first process kills all others. So this process is
+the first one. It
 starts as few things as it can: no torch, nothing that could fail before the command runs.
 """
 
@@ -25,9 +26,11 @@ PASSED_ON = {
     signal.SIGUSR1: signal.SIGUSR1,
     signal.SIGINT: signal.SIGINT,
 }
-"""What one rank gets for what comes here. SIGINT is a person's, who means it for good: the run ends with 0, not with 75."""
+"""What one rank gets for what comes here. SIGINT is a person's, who means it for good: the run ends with 0, not with
+75."""
 STOP_SECONDS = 25.0
-"""Kubernetes kills the container after 30 s (terminationGracePeriodSeconds); what is left must be killed, and the code told, before."""
+"""Kubernetes kills the container after 30 s (terminationGracePeriodSeconds); what is left must be killed, and the code
+told, before."""
 SECONDS_FOR_THE_REST = 10.0
 """How long a command may go on after its ranks have stopped, before it is ended. A launcher takes a second or two."""
 SECONDS_FOR_THE_KILLED = 3.0
@@ -134,7 +137,10 @@ class Stoppable:
             return
         self._rank = rank
         self._rank_hides_code = "TORCHELASTIC_RUN_ID" in environment_of(rank)
-        say(f"{number.name}: a training process ({rank.pid}) is asked to stop; what is left in {self._grace_seconds:g} s is killed")
+        say(
+            f"{number.name}: a training process ({rank.pid}) is asked to stop; what is left in "
+            f"{self._grace_seconds:g} s is killed"
+        )
         with contextlib.suppress(psutil.Error):
             rank.send_signal(PASSED_ON[number])
 
@@ -180,10 +186,12 @@ class Stoppable:
             return 128 + signal.SIGKILL
         if self._rank is not None and self._asked is not None:
             stopped = EXIT_DONE if PASSED_ON[self._asked] == signal.SIGINT else EXIT_PREEMPTED
-            # torchrun ends with 1 whatever its ranks ended with, so that their 75 can't be seen from here. Of the two mistakes
-            # that are possible, starting a failed run again costs the steps since the last checkpoint, and it says then why it
-            # fails; calling a preempted run failed costs the run.
-            if self._went_on or (self._rank_hides_code and self._returned == EXIT_RUN_FAILED and not self._group_was_ended):
+            # torchrun ends with 1 whatever its ranks ended with, so that their 75 can't be seen from here. Of the two
+            # mistakes that are possible, starting a failed run again costs the steps since the last checkpoint, and it
+            # says then why it fails; calling a preempted run failed costs the run.
+            if self._went_on or (
+                self._rank_hides_code and self._returned == EXIT_RUN_FAILED and not self._group_was_ended
+            ):
                 return stopped
         return self._returned if self._returned >= 0 else 128 - self._returned
 
@@ -191,9 +199,9 @@ class Stoppable:
 def ready_rank(root: psutil.Process) -> psutil.Process | None:
     """Return one training process below `root` that listens for SIGUSR1, or None; all ranks hear of it from that one.
 
-    The other Python processes of a run (launchers, loaders, compilers) don't catch it. A program in Go, as wandb's, catches every
-    signal, and would do nothing with it. RANK is no sign: a plain `python launch/train.py` has none, and in some clusters
-    everything in a container has one.
+    The other Python processes of a run (launchers, loaders, compilers) don't catch it. A program in Go, as wandb's,
+    catches every signal, and would do nothing with it. RANK is no sign: a plain `python launch/train.py` has none, and
+    in some clusters everything in a container has one.
     """
     # Parents come before their children, which for a moment after a fork still have the handler.
     for process in root.children(recursive=True):
@@ -212,7 +220,8 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 
 def belongs_to_rank(process: psutil.Process) -> bool:
-    """Return whether a process is a rank that some launcher started, or one below it; RANK alone may be the container's own."""
+    """Return whether a process is a rank that some launcher started, or one below it; RANK alone may be the container's
+    own."""
     return "LOCAL_RANK" in environment_of(process)
 
 
@@ -248,8 +257,10 @@ def say(text: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line's command and return its exit code."""
     parser = argparse.ArgumentParser(
-        description="Run a training command (deepspeed, torchrun, python) so that SIGTERM to this process ends the run with a "
-        "checkpoint and exit code 75, Ctrl-C with a checkpoint and 0; a second signal ends it at once. Made to be the first "
+        description="Run a training command (deepspeed, torchrun, python) so that SIGTERM to this process ends the "
+        "run with a "
+        "checkpoint and exit code 75, Ctrl-C with a checkpoint and 0; a second signal ends it at once. Made to be the "
+        "first "
         "process of a container.",
         usage="%(prog)s [--grace_seconds N] COMMAND ...",
         allow_abbrev=False,
@@ -258,8 +269,10 @@ def main(argv: list[str] | None = None) -> int:
         "--grace_seconds",
         type=float,
         default=STOP_SECONDS,
-        help="seconds from the signal until everything is killed; a step and a save must fit. A few less than the container is "
-        "given (docker stop: 10 without --stop-timeout; Kubernetes: terminationGracePeriodSeconds, 30); default %(default)g",
+        help="seconds from the signal until everything is killed; a step and a save must fit. A few less than the "
+        "container is "
+        "given (docker stop: 10 without --stop-timeout; Kubernetes: terminationGracePeriodSeconds, 30); default "
+        "%(default)g",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, help="the command and its arguments")
     arguments = parser.parse_args(argv)

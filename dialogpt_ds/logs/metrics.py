@@ -1,4 +1,5 @@
-"""Every metric that training logs: its name, its unit and what it says. metrics.jsonl, wandb and TensorBoard have the same."""
+"""Every metric that training logs: its name, its unit and what it says. metrics.jsonl, wandb and TensorBoard have the
+same."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,12 +9,14 @@ from dialogpt_ds.order.batches import TURN_GROUPS
 Section = Literal["Training", "Throughput", "Stability", "Data", "Evaluation"]
 SECTIONS: tuple[Section, ...] = ("Training", "Throughput", "Stability", "Data", "Evaluation")
 NOISY = 0.9
-"""Smoothing for what jumps from step to step: the weight of what came before in an exponential mean; the raw curve stays behind it."""
+"""Smoothing for what jumps from step to step: the weight of what came before in an exponential mean; the raw curve
+stays behind it."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric says, and how the dashboard shows it: panels stand in the order in which they are first named in METRICS."""
+    """What a metric says, and how the dashboard shows it: panels stand in the order in which they are first named in
+    METRICS."""
 
     section: Section
     unit: str
@@ -31,7 +34,9 @@ class Metric:
 def _turns(prefix: str, section: Section, what: str, panel: str, smoothing: float = 0.0) -> dict[str, Metric]:
     words = ("second turn", "third turn", "fourth turn and later ones")
     return {
-        f"{prefix}_{group}": Metric(section, "nats", f"{what} over the targets in the {word} of their example", panel, smoothing)
+        f"{prefix}_{group}": Metric(
+            section, "nats", f"{what} over the targets in the {word} of their example", panel, smoothing
+        )
         for group, word in zip(TURN_GROUPS, words, strict=True)
     }
 
@@ -53,10 +58,16 @@ STEP_METRICS: dict[str, Metric] = {
         "Stability", "", "what fp16 multiplies the loss with; 1 in other precisions", "Loss scale (fp16)", log=True
     ),
     "skipped_steps": Metric(
-        "Stability", "steps", "updates skipped so far, their gradients were not finite", "Skipped steps and loss spikes so far"
+        "Stability",
+        "steps",
+        "updates skipped so far, their gradients were not finite",
+        "Skipped steps and loss spikes so far",
     ),
     "loss_spikes": Metric(
-        "Stability", "steps", "steps so far whose loss lay far above the usual one", "Skipped steps and loss spikes so far"
+        "Stability",
+        "steps",
+        "steps so far whose loss lay far above the usual one",
+        "Skipped steps and loss spikes so far",
     ),
     "tokens_per_second": Metric(
         "Throughput", "1/s", "tokens of all ranks without padding, by the step's time", "Tokens per second", NOISY
@@ -81,10 +92,15 @@ STEP_METRICS: dict[str, Metric] = {
     "seconds_per_step": Metric("Throughput", "s", "the step, evaluations and saves after it aside", _PARTS, NOISY),
     "seconds_data": Metric("Throughput", "s", "longest that a rank waited for its rows", _PARTS, NOISY),
     "seconds_forward": Metric("Throughput", "s", "forward passes of rank 0", _PARTS, NOISY),
-    "seconds_backward": Metric("Throughput", "s", "backward passes of rank 0, gradients' reduction included", _PARTS, NOISY),
+    "seconds_backward": Metric(
+        "Throughput", "s", "backward passes of rank 0, gradients' reduction included", _PARTS, NOISY
+    ),
     "seconds_optimizer": Metric("Throughput", "s", "update of rank 0", _PARTS, NOISY),
     "gpu_memory_gib": Metric(
-        "Throughput", "GiB", "memory that tensors hold between steps, on the GPU that has most of it (GPUs only)", "Memory"
+        "Throughput",
+        "GiB",
+        "memory that tensors hold between steps, on the GPU that has most of it (GPUs only)",
+        "Memory",
     ),
     "gpu_reserved_gib": Metric(
         "Throughput", "GiB", "memory that PyTorch keeps of a GPU, what is free of it included (GPUs only)", "Memory"
@@ -94,17 +110,27 @@ STEP_METRICS: dict[str, Metric] = {
     ),
     "host_memory_gib": Metric("Throughput", "GiB", "resident memory of the rank that has most of it", "Memory"),
     "gpu_alloc_retries": Metric(
-        "Throughput", "", "times so far that it was full and had to be given back and asked for anew (GPUs only)", "Full memory"
+        "Throughput",
+        "",
+        "times so far that it was full and had to be given back and asked for anew (GPUs only)",
+        "Full memory",
     ),
-    "seconds_left": Metric("Throughput", "s", "estimate of the time to the last step, evaluations and saves included", "Time left"),
+    "seconds_left": Metric(
+        "Throughput", "s", "estimate of the time to the last step, evaluations and saves included", "Time left"
+    ),
     "epoch": Metric(
-        "Data", "epochs", "examples trained on, by the examples of an epoch", "Epochs, and those of each source of a mixture"
+        "Data",
+        "epochs",
+        "examples trained on, by the examples of an epoch",
+        "Epochs, and those of each source of a mixture",
     ),
     "tokens_seen": Metric("Data", "tokens", "trained on so far, without padding", "Tokens trained on"),
     "targets_seen": Metric("Data", "tokens", "learned so far", "Tokens trained on"),
     "rows_seen": Metric("Data", "rows", "trained on so far", "Rows trained on"),
     "padding_share": Metric("Data", "share", "places of the step's rows that hold padding", "Padding", NOISY),
-    "skipped_blocks": Metric("Data", "blocks", "skipped so far because they can't be read", "Unreadable blocks that were skipped"),
+    "skipped_blocks": Metric(
+        "Data", "blocks", "skipped so far because they can't be read", "Unreadable blocks that were skipped"
+    ),
     "skipped_examples": Metric("Data", "examples", "in those blocks", "Examples in unreadable blocks"),
 }
 """A row of each optimizer step."""
@@ -123,13 +149,18 @@ EVALUATION_METRICS: dict[str, Metric] = {
         "Evaluation", "steps", "step of best_eval_loss", why_none="a step and no curve: a column beside the runs"
     ),
     "seconds_evaluation": Metric("Evaluation", "s", "the evaluation", "Seconds of evaluation and sample replies"),
-    "seconds_replies": Metric("Evaluation", "s", "the replies to the sample prompts", "Seconds of evaluation and sample replies"),
+    "seconds_replies": Metric(
+        "Evaluation", "s", "the replies to the sample prompts", "Seconds of evaluation and sample replies"
+    ),
 }
 """A row of each evaluation."""
 SAVE_METRICS: dict[str, Metric] = {
     "seconds_save": Metric("Stability", "s", "the checkpoint", "Seconds of a checkpoint"),
     "save_share": Metric(
-        "Stability", "share", "part of this process's time that saving has taken so far", "Share of the time spent saving"
+        "Stability",
+        "share",
+        "part of this process's time that saving has taken so far",
+        "Share of the time spent saving",
     ),
     "failed_saves": Metric(
         "Stability", "saves", "checkpoints that could not be written so far", "Checkpoints that could not be written"
@@ -148,7 +179,8 @@ def metric_of(name: str) -> Metric | None:
 
 
 def checked_row(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of a log without what this run has no value for; a name that is not in METRICS is a mistake in this program."""
+    """Return the row of a log without what this run has no value for; a name that is not in METRICS is a mistake in
+    this program."""
     unknown = [name for name in values if name != STEP and metric_of(name) is None]
     assert not unknown, unknown
     return {name: value for name, value in values.items() if value is not None}

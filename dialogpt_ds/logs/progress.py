@@ -32,12 +32,15 @@ class Progress:
         if self.terminal:
             # A terminal that doesn't know its size (a container's, often) would make tqdm hide the bar.
             size: dict[str, Any] = (
-                {"dynamic_ncols": True} if all(os.get_terminal_size(sys.stderr.fileno())) else {"ncols": 110, "nrows": 24}
+                {"dynamic_ncols": True}
+                if all(os.get_terminal_size(sys.stderr.fileno()))
+                else {"ncols": 110, "nrows": 24}
             )
             self.bar = tqdm(total=num_steps, initial=done, unit="step", bar_format=BAR, **size)
 
     def seconds_left(self, step: int) -> float:
-        """Return an estimate of the time to the last step, from this process's steps so far with all that came between them."""
+        """Return an estimate of the time to the last step, from this process's steps so far with all that came between
+        them."""
         return (time.monotonic() - self.started) / max(step - self.first, 1) * (self.num_steps - step)
 
     def take(self, record: LogRecord) -> None:

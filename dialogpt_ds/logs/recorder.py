@@ -17,7 +17,8 @@ from dialogpt_ds.redaction import without_secrets
 
 
 class Recorder:
-    """Files first, then the terminal, TensorBoard and wandb. A sink that fails is reported once and left out. Exists on rank 0 only."""
+    """Files first, then the terminal, TensorBoard and wandb. A sink that fails is reported once and left out. Exists on
+    rank 0 only."""
 
     def __init__(
         self,
@@ -44,7 +45,11 @@ class Recorder:
             try:
                 self.sinks.append(TensorBoard(log_dir, first_step))
             except Exception as error:  # see record
-                print(f"warning: TensorBoard's files can't be written, and are left out: {error}", file=sys.stderr, flush=True)
+                print(
+                    f"warning: TensorBoard's files can't be written, and are left out: {error}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         self.wandb = WandbRun(arguments, output_dir, facts, wandb_id, first_step)
         self.sinks.append(self.wandb)
 

@@ -17,7 +17,8 @@ def require_tensorboard() -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"--tensorboard writes with the package tensorboard, which can't be imported ({error}): pip install tensorboard, or "
+            f"--tensorboard writes with the package tensorboard, which can't be imported ({error}): pip install "
+            f"tensorboard, or "
             'pip install "dialogpt-ds[tensorboard]"'
         ) from error
 

@@ -1,4 +1,5 @@
-"""train_log.txt, eval_log.txt, metrics.jsonl, sample_replies.txt: flushed by line, cut back when a run goes on from a checkpoint."""
+"""train_log.txt, eval_log.txt, metrics.jsonl, sample_replies.txt: flushed by line, cut back when a run goes on from a
+checkpoint."""
 
 import json
 import math
@@ -32,7 +33,8 @@ class LineFile:
         self._waiting = b""
 
     def write(self, line: str) -> None:
-        """Append a line; it is in the file when this returns, or waits for the next one where the disk takes none now."""
+        """Append a line; it is in the file when this returns, or waits for the next one where the disk takes none
+        now."""
         first_failure = not self._waiting
         self._waiting += f"{line}\n".encode()
         try:
@@ -79,7 +81,8 @@ def _reply_step(line: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Return a text as one line, with what a terminal would take for a command written out: a model may say anything."""
+    """Return a text as one line, with what a terminal would take for a command written out: a model may say
+    anything."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 

@@ -22,8 +22,8 @@ def server() -> str:
 def choose_mode(asked: Mode) -> tuple[Mode, str]:
     """Return the mode that holds, and why it is offline where that was not asked for.
 
-    The flag wins over WANDB_MODE; without both it is online. Online needs a key: without one it is offline, since wandb would ask a
-    person who may not be there.
+    The flag wins over WANDB_MODE; without both it is online. Online needs a key: without one it is offline, since wandb
+    would ask a person who may not be there.
     """
     mode: Mode = asked
     if asked == "auto":

@@ -29,7 +29,8 @@ FINISH_SECONDS, HURRY_SECONDS, UPLOAD_SECONDS = 60.0, 10.0, 3_600.0
 MOST_WAITING = 10_000
 """Records that wait for a server that is slow to begin; more would fill the memory."""
 FLUSH_SECONDS = 5.0
-"""Between the times when wandb brings what it took to the disk; what is killed after HURRY_SECONDS has all of it there."""
+"""Between the times when wandb brings what it took to the disk; what is killed after HURRY_SECONDS has all of it
+there."""
 TABLE_SECONDS = 20.0
 SILENT_SECONDS = 3.0
 """A wait that takes longer is said."""
@@ -63,7 +64,8 @@ class WandbRun:
         Args:
             arguments: of the command line.
             output_dir: of the run; wandb's own folder is made in it.
-            facts: returns what wandb shows as its configuration; asked in wandb's thread, since it may read from a remote place.
+            facts: returns what wandb shows as its configuration; asked in wandb's thread, since it may read from a
+                remote place.
             run_id: that of the checkpoint that is resumed from.
             first_step: its step, or 0.
         """
@@ -115,7 +117,9 @@ class WandbRun:
         if self._failure is not None:
             self._said = True
             raise WandbError(str(self._failure)) from self._failure
-        if self._thread is None:  # not before there is something, so that mostly the loader's processes are forked by now
+        if (
+            self._thread is None
+        ):  # not before there is something, so that mostly the loader's processes are forked by now
             self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
             self._thread.start()
         try:
@@ -167,18 +171,24 @@ class WandbRun:
             )
         if self._failure is not None:
             failed = [] if self._said else [f"wandb failed: {self._failure}"]
-            return failed + ([f"wandb: what it had before it failed is in {self._run_folder}: {what}"] if self._run_folder else [])
+            return failed + (
+                [f"wandb: what it had before it failed is in {self._run_folder}: {what}"] if self._run_folder else []
+            )
         if self.mode == "offline":
             return [f"wandb: look at it with {look}; upload it with {what}"]
         return [f"wandb: {self._url}"] if self._url else []
 
     def _ends_in(self, seconds: float, grace: float) -> bool:
-        """Return whether the thread ends in time, or a little later; a person may end the wait where there is a grace."""
+        """Return whether the thread ends in time, or a little later; a person may end the wait where there is a
+        grace."""
         assert self._thread is not None
         try:
             self._thread.join(min(seconds, SILENT_SECONDS))
             if self._thread.is_alive() and grace:
-                print(f"wandb is sending the rest, for {seconds:,.0f} s or a little more (Ctrl-C leaves it for later)", flush=True)
+                print(
+                    f"wandb is sending the rest, for {seconds:,.0f} s or a little more (Ctrl-C leaves it for later)",
+                    flush=True,
+                )
             self._thread.join(max(seconds + grace - SILENT_SECONDS, 0.0))
         except KeyboardInterrupt:  # after it Python 3.11 takes the thread for ended
             print("not waiting for wandb any more", file=sys.stderr, flush=True)
@@ -206,7 +216,8 @@ class WandbRun:
             self._failure = error
 
     def _log(self, row: dict[str, Any]) -> None:
-        """Log a row; where wandb's process was ended, as by a launcher that ends what is below it, with another process."""
+        """Log a row; where wandb's process was ended, as by a launcher that ends what is below it, with another
+        process."""
         now = time.monotonic()
         while len(self._recent) > ALWAYS_RECENT and now - self._recent[0][0] > 2 * FLUSH_SECONDS:
             self._recent.popleft()
@@ -265,14 +276,15 @@ class WandbRun:
 
         a = self._arguments
         settings = wandb.Settings(
-            silent=True, init_timeout=INIT_SECONDS, finish_timeout=self._finish_seconds, finish_timeout_raises=True, disable_git=True,
-            disable_code=True, x_save_requirements=False, x_transaction_log_flush_interval=FLUSH_SECONDS,
+            silent=True, init_timeout=INIT_SECONDS, finish_timeout=self._finish_seconds, finish_timeout_raises=True,
+            disable_git=True, disable_code=True, x_save_requirements=False,
+            x_transaction_log_flush_interval=FLUSH_SECONDS,
         )  # fmt: skip
         mode: Any = self.mode
         run = wandb.init(
             project=a.wandb_project, entity=a.wandb_entity or None, name=a.wandb_run_name or self._folder.name,
-            tags=a.wandb_tags or None, group=a.wandb_group or None, job_type=a.wandb_job_type or None, dir=str(self._folder),
-            config=self._facts(), mode=mode, id=self.run_id, resume="allow", settings=settings,
+            tags=a.wandb_tags or None, group=a.wandb_group or None, job_type=a.wandb_job_type or None,
+            dir=str(self._folder), config=self._facts(), mode=mode, id=self.run_id, resume="allow", settings=settings,
         )  # fmt: skip
         self._run_folder, self._url = Path(run.dir).parent, run.url
         # Our own step is the axis, so that wandb's never refuses a point after a resume.
@@ -281,19 +293,23 @@ class WandbRun:
         self._run = run
 
     def _log_tables(self) -> None:
-        """What another thread does, since wandb asks its server about each table, and metrics are not to wait for that."""
+        """What another thread does, since wandb asks its server about each table, and metrics are not to wait for
+        that."""
         import wandb
 
         failed = False
         while (record := self._tables.get()) is not None:
             step = record.values["step"]
             try:
-                table = wandb.Table(columns=["step", "prompt", "reply"], data=[[step, *reply] for reply in record.replies])
+                table = wandb.Table(
+                    columns=["step", "prompt", "reply"], data=[[step, *reply] for reply in record.replies]
+                )
                 self._run.log({STEP: step, REPLIES_TABLE: table})
             except Exception as error:  # the next one may get there
                 if not failed:
                     print(
-                        f"warning: wandb did not take the replies of step {step:,}, which are in {REPLIES}: {without_secrets(str(error))}",
+                        f"warning: wandb did not take the replies of step {step:,}, which are in {REPLIES}: "
+                        f"{without_secrets(str(error))}",
                         file=sys.stderr,
                         flush=True,
                     )
@@ -313,7 +329,9 @@ class WandbRun:
             evaluations.add(wandb.Table(columns=columns, data=rows), "evaluations")
             self._run.log_artifact(evaluations)
         except Exception as error:  # the run itself can be ended all the same
-            print(f"warning: wandb did not take the artifacts: {without_secrets(str(error))}", file=sys.stderr, flush=True)
+            print(
+                f"warning: wandb did not take the artifacts: {without_secrets(str(error))}", file=sys.stderr, flush=True
+            )
 
 
 def evaluations_in(metrics: Path) -> tuple[list[str | int], list[list[Any]]]:

@@ -24,7 +24,8 @@ def answers(address: str) -> bool:
 
 
 def end_service() -> None:
-    """End wandb's own process, which would keep this one waiting for a server that hangs. What it took is on the disk by then."""
+    """End wandb's own process, which would keep this one waiting for a server that hangs. What it took is on the disk
+    by then."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if "wandb-core" in child.name():

@@ -6,10 +6,12 @@ from torch import nn
 
 
 def fuse_activations(model: nn.Module) -> int:
-    """Let a model of transformers compute `gelu_new` and `gelu_fast` by torch's kernel for the same formula; returns how many modules.
+    """Let a model of transformers compute `gelu_new` and `gelu_fast` by torch's kernel for the same formula; returns
+    how many modules.
 
-    transformers computes them as eight operations each. Besides their time and memory these give NaN gradients in fp16 from |x| = 148 on,
-    where 3 * x**2 leaves its range. The configuration keeps its name for it, and so does what is exported.
+    transformers computes them as eight operations each. Besides their time and memory these give NaN gradients in fp16
+    from |x| = 148 on, where 3 * x**2 leaves its range. The configuration keeps its name for it, and so does what is
+    exported.
     """
     from transformers.activations import FastGELUActivation, NewGELUActivation
 

@@ -1,4 +1,5 @@
-"""How the examples of a row are kept from seeing each other: by a kernel for sequences of several lengths, or by a mask."""
+"""How the examples of a row are kept from seeing each other: by a kernel for sequences of several lengths, or by a
+mask."""
 
 import inspect
 import itertools
@@ -24,8 +25,9 @@ EQUAL = 1e-4
 """Share of the largest logit by which two right computations in fp32 may differ."""
 
 Isolation = Literal["varlen", "flash", "mask", "positions"]
-"""What keeps examples apart: torch's kernel or the package flash-attn, both told where the examples begin; a mask that is made here;
-or whatever transformers makes of position_ids that restart, for which it waits for the device once in a forward pass."""
+"""What keeps examples apart: torch's kernel or the package flash-attn, both told where the examples begin; a mask that
+is made here; or whatever transformers makes of position_ids that restart, for which it waits for the device once in a
+forward pass."""
 
 
 def check_attention(wanted: Attention, precision: Precision, dropout: float) -> None:
@@ -40,7 +42,9 @@ def check_attention(wanted: Attention, precision: Precision, dropout: float) -> 
             lacks = "the package flash-attn is not installed" if on_gpu else "this run is not on a GPU"
             raise UserError(f"--attention flash_attention_2: {lacks}; leave --attention out for PyTorch's own")
         if precision == "fp32":
-            raise UserError("--attention flash_attention_2 computes in fp16 and bf16 alone, and this run is in fp32: leave it out")
+            raise UserError(
+                "--attention flash_attention_2 computes in fp16 and bf16 alone, and this run is in fp32: leave it out"
+            )
 
 
 def varlen_problem(precision: Precision, dropout: float) -> str | None:
@@ -53,7 +57,10 @@ def varlen_problem(precision: Precision, dropout: float) -> str | None:
 def _kernel_problem(capability: tuple[int, int], precision: Precision, dropout: float) -> str | None:
     """Return why its kernels can't compute a run on a GPU of a compute capability; None where they can."""
     if capability < VARLEN_CAPABILITY:
-        return f"its kernels need compute capability 8.0 (A100, RTX 30 and later), and this GPU has {capability[0]}.{capability[1]}"
+        return (
+            f"its kernels need compute capability 8.0 (A100, RTX 30 and later), and this GPU has "
+            f"{capability[0]}.{capability[1]}"
+        )
     if precision == "fp32":
         return "its kernels compute in fp16 and bf16 alone, and this run is in fp32"
     if dropout:
@@ -69,7 +76,8 @@ def set_attention(model: Any, wanted: Attention, precision: Precision, dropout: 
     """
     if wanted == "varlen" and not can_be_varlen(model):
         raise UserError(
-            f"--attention varlen: model type {model.config.model_type} computes something else with it than with its own attention "
+            f"--attention varlen: model type {model.config.model_type} computes something else with it than with its "
+            f"own attention "
             f"(windows, capped or biased products, heads wider than {LARGEST_HEAD}); leave it out"
         )
     if wanted == "varlen" or (wanted == "auto" and varlen_problem(precision, dropout) is None and can_be_varlen(model)):
@@ -77,7 +85,9 @@ def set_attention(model: Any, wanted: Attention, precision: Precision, dropout: 
         model.set_attn_implementation(VARLEN)
 
 
-def isolation_on(capability: tuple[int, int], model: Any, wanted: Attention, precision: Precision, dropout: float) -> Isolation:
+def isolation_on(
+    capability: tuple[int, int], model: Any, wanted: Attention, precision: Precision, dropout: float
+) -> Isolation:
     """Return what would keep examples apart on a GPU of a compute capability, for a model in fp32 on the CPU."""
     if wanted == "flash_attention_2":
         return "flash"
@@ -117,7 +127,8 @@ def varlen_attention(
         attention_mask: not looked at where the examples' beginnings are given.
         dropout: must be 0 then; the kernel has none.
         scaling: of the products; None: 1 / sqrt(head_width).
-        cu_seq_lens_q: [examples + 1] int32, where each begins in the flattened rows, and the end; None: an ordinary call.
+        cu_seq_lens_q: [examples + 1] int32, where each begins in the flattened rows, and the end; None: an ordinary
+            call.
         max_length_q: tokens of the longest example, or more.
         others: what other kinds of attention take.
 
@@ -130,18 +141,29 @@ def varlen_attention(
     if cu_seq_lens_q is None or max_length_q is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
     wanted = [name for name in ("softcap", "s_aux", "position_bias", "sliding_window") if others.get(name) is not None]
     if wanted or dropout or not getattr(module, "is_causal", True):
-        raise ValueError(f"varlen attention has no {', '.join(wanted) or ('dropout' if dropout else 'bidirectional form')}")
+        raise ValueError(
+            f"varlen attention has no {', '.join(wanted) or ('dropout' if dropout else 'bidirectional form')}"
+        )
     rows, length = query.shape[0], query.shape[2]
-    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # [tokens, heads, head_width], views
+    q, k, v = (
+        tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)
+    )  # [tokens, heads, head_width], views
     attend = _by_examples if query.device.type == "cpu" else _kernel
     return attend(q, k, v, cu_seq_lens_q, max_length_q, scaling).unflatten(0, (rows, length)), None
 
 
 def _kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scaling: float | None,
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -154,7 +176,12 @@ def _kernel(
 
 
 def _by_examples(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scaling: float | None,
 ) -> torch.Tensor:
     """Compute the same without a kernel, for devices that have none: examples come one by one."""
     shared = query.shape[1] // key.shape[1]
@@ -163,12 +190,15 @@ def _by_examples(
     for begin, end in itertools.pairwise(starts.tolist()):
         assert begin < end <= begin + longest, (begin, end, longest)
         q, k, v = (tensor[begin:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
-        outputs.append(functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)[0].transpose(0, 1))
+        outputs.append(
+            functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)[0].transpose(0, 1)
+        )
     return torch.cat(outputs)
 
 
 def varlen_inputs(example_starts: torch.Tensor, longest: int) -> dict[str, Any]:
-    """Return the keyword arguments that tell the layers where examples begin, under transformers' names for FlashAttention."""
+    """Return the keyword arguments that tell the layers where examples begin, under transformers' names for
+    FlashAttention."""
     return {
         "cu_seq_lens_q": example_starts,
         "cu_seq_lens_k": example_starts,
@@ -197,9 +227,11 @@ def example_mask(position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 
 
 def isolation_of(model: Any) -> Isolation:
-    """Return the fastest way to keep examples apart that is right for a model with its implementation of attention, in fp32 on the CPU.
+    """Return the fastest way to keep examples apart that is right for a model with its implementation of attention, in
+    fp32 on the CPU.
 
-    What transformers makes of restarting positions is the measure; that it is right is probe.keeps_examples_apart()'s matter.
+    What transformers makes of restarting positions is the measure; that it is right is probe.keeps_examples_apart()'s
+    matter.
     """
     name = getattr(model.config, "_attn_implementation", None) or ""
     if not takes(model, "position_ids"):
@@ -209,7 +241,11 @@ def isolation_of(model: Any) -> Isolation:
     if "flash" in name:
         return "flash"
     # Layers with a mask of their own would be given ours.
-    masked = name in ("sdpa", "eager") and not _has_windows(model.config.get_text_config()) and _is_right(model, name, "mask")
+    masked = (
+        name in ("sdpa", "eager")
+        and not _has_windows(model.config.get_text_config())
+        and _is_right(model, name, "mask")
+    )
     return "mask" if masked else "positions"
 
 

@@ -46,7 +46,8 @@ PUBLISHED = (
 LOWEST, HIGHEST = 0.85, 1.20
 """What is modelled divided by what was published lies between these."""
 ERROR = (
-    f"against {len(PUBLISHED)} published figures of an A100 or H100 it gives {LOWEST:.2f} to {HIGHEST:.2f} times what was measured; what "
+    f"against {len(PUBLISHED)} published figures of an A100 or H100 it gives {LOWEST:.2f} to {HIGHEST:.2f} times what "
+    f"was measured; what "
     "it says about links and hosts was held against nothing"
 )
 

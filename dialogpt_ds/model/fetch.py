@@ -1,4 +1,5 @@
-"""A released model of the Hugging Face hub in a folder of its own: brought file by file, and put into place when it is whole."""
+"""A released model of the Hugging Face hub in a folder of its own: brought file by file, and put into place when it is
+whole."""
 
 import dataclasses
 import os
@@ -31,8 +32,8 @@ def fetch_model(hub_id: str, revision: str | None, data_folder: Path, say: Say) 
         say: takes a line about what goes on.
 
     Raises:
-        UserError: the hub can't be reached or has no such model, there is no space, another run is at work, the folder is
-            somebody's own.
+        UserError: the hub can't be reached or has no such model, there is no space, another run is at work, the folder
+            is somebody's own.
         RunError: a transfer broke off for good, a file is not what the hub says it is, the weights can't be opened.
     """
     folder = _ModelFolder(hub_id, folder_of(hub_id, data_folder), say)
@@ -113,7 +114,8 @@ class _ModelFolder:
             self._keep(files)
 
     def _keep(self, files: Sequence[HubFile]) -> None:
-        """Remove what is not one of these: another commit's files, and what the library left of a transfer that was killed."""
+        """Remove what is not one of these: another commit's files, and what the library left of a transfer that was
+        killed."""
         for path in self.unfinished.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -134,5 +136,10 @@ class _ModelFolder:
             if again:
                 self.say(f"{file.name}: {problem}{again}")
         path.unlink()
-        by = f"It was fetched twice. A mirror or a proxy may alter it: set HF_ENDPOINT to another place than {constants.ENDPOINT}."
-        raise RunError(f"{file.name} of {release.hub_id} is not what the hub says it is, and was deleted: {problem}. {by}")
+        by = (
+            f"It was fetched twice. A mirror or a proxy may alter it: set HF_ENDPOINT to another place than "
+            f"{constants.ENDPOINT}."
+        )
+        raise RunError(
+            f"{file.name} of {release.hub_id} is not what the hub says it is, and was deleted: {problem}. {by}"
+        )

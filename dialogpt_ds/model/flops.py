@@ -32,14 +32,16 @@ DATA_SHEETS = (
     ("RTX 4090", 165e12),
     ("RTX 3090", 71e12),
 )
-"""Part of a GPU's name, and its dense half-precision operations per second as NVIDIA's data sheet of it says; the first that fits holds."""
+"""Part of a GPU's name, and its dense half-precision operations per second as NVIDIA's data sheet of it says; the first
+that fits holds."""
 MEASURED_SECONDS = 0.005
 """A matrix product that takes this long is large enough to measure with."""
 
 
 @dataclass(frozen=True)
 class Flops:
-    """What a model's training computes (Chowdhery et al. 2022, PaLM, appendix B), with the head where it is computed: at targets alone."""
+    """What a model's training computes (Chowdhery et al. 2022, PaLM, appendix B), with the head where it is computed:
+    at targets alone."""
 
     body_weights: int
     """Weights without embeddings and head."""
@@ -50,9 +52,9 @@ class Flops:
     def per_step(self, tokens: float, targets: float, row_length: int) -> float:
         """Return the floating-point operations of a forward and a backward pass.
 
-        6 for each weight and token, 12 * layers * width * row_length for attention a token, as if it saw its whole row: examples in a
-        row don't see each other, but only kernels for rows of several sequences leave that out. Padding, recomputing and the
-        optimizer are no operations of the model.
+        6 for each weight and token, 12 * layers * width * row_length for attention a token, as if it saw its whole row:
+        examples in a row don't see each other, but only kernels for rows of several sequences leave that out. Padding,
+        recomputing and the optimizer are no operations of the model.
         """
         attention = 12 * self.layers * self.width * row_length
         return tokens * (6 * self.body_weights + attention) + 6 * targets * self.head_weights
@@ -87,7 +89,8 @@ class DevicePeak:
 
 
 def device_peak(device: torch.device, precision: Precision) -> DevicePeak:
-    """Return the peak of a device in a precision: its data sheet's, else that of a large matrix product, measured now."""
+    """Return the peak of a device in a precision: its data sheet's, else that of a large matrix product, measured
+    now."""
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
         found = peak_by_name(name)
@@ -107,7 +110,8 @@ def _goes_on(name: str, part: str) -> bool:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations per second of a square matrix product, the best of several, with the size that takes a little while."""
+    """Return the operations per second of a square matrix product, the best of several, with the size that takes a
+    little while."""
     size, best = 128, 0.0
     while True:
         a, b = (

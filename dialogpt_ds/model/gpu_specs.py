@@ -1,4 +1,5 @@
-"""What GPUs and the links between them can do, and which part of it programs reach: every constant of the cost model."""
+"""What GPUs and the links between them can do, and which part of it programs reach: every constant of the cost
+model."""
 
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ class Gpu:
     bandwidth: float
     """Bytes a second of its memory."""
     memory: float
-    """Bytes that programs get: what torch reports as total memory, less than the name says where ECC and the driver take theirs."""
+    """Bytes that programs get: what torch reports as total memory, less than the name says where ECC and the driver
+    take theirs."""
     pcie: float
     """Bytes a second to the host, in one direction."""
     nvlink: float = 0.0
@@ -47,13 +49,16 @@ GPUS = (
     Gpu("RTX 4090", (8, 9), 165e12, 82.6e12, 1.008e12, 23.5 * GIB, 32e9),
 )
 
-# Shares of the data sheets that kernels reach, one of each kind for all GPUs. The first two and BANDWIDTH_SHARE were chosen so that
-# published figures (calibration.py) lie around what is modelled: kernels written for the purpose (llm.c) above it, PyTorch programs
-# (llm-foundry, litgpt, nanoGPT) at it or below. Those for fp32, for links, and for the kernel that reads a mask were fitted to nothing.
+# Shares of the data sheets that kernels reach, one of each kind for all GPUs. The first two and BANDWIDTH_SHARE were
+# chosen so that published figures (calibration.py) lie around what is modelled: kernels written for the purpose (llm.c)
+# above it, PyTorch programs (llm-foundry, litgpt, nanoGPT) at it or below. Those for fp32, for links, and for the
+# kernel that reads a mask were fitted to nothing.
 MATRIX_SHARE = 0.65
-"""Of the peak in half precision: matrix products of the sizes that these models have (large ones reach 0.8 on an A100, 0.7 on an H100)."""
+"""Of the peak in half precision: matrix products of the sizes that these models have (large ones reach 0.8 on an A100,
+0.7 on an H100)."""
 FLASH_SHARE = 0.3
-"""The same for FlashAttention-2 with heads of 64 (Dao 2023, figures 4 to 7: 0.3 to 0.5 forward, less backward and on an H100)."""
+"""The same for FlashAttention-2 with heads of 64 (Dao 2023, figures 4 to 7: 0.3 to 0.5 forward, less backward and on an
+H100)."""
 MASKED_SHARE = 0.15
 """The same for the memory-efficient kernel, which is for Tensor Cores of 8.0 at most, and reads a mask."""
 SINGLE_SHARE = 0.8
@@ -69,7 +74,8 @@ KERNEL_SECONDS = 3e-6
 FLASH_TILE = (128, 64)
 """Queries and keys that FlashAttention computes together: shorter examples cost as much as these."""
 
-# The host's side: half of what forward and backward passes of this code take a call on a slow CPU core (23 to 29 microseconds).
+# The host's side: half of what forward and backward passes of this code take a call on a slow CPU core (23 to 29
+# microseconds).
 LAUNCH_SECONDS = 12e-6
 """Host time of an operation that is launched by PyTorch."""
 COMPILED_LAUNCH_SECONDS = 5e-6
@@ -85,7 +91,8 @@ STEP_SECONDS = 1.5e-3
 ETHERNET = 12.5e9
 """Bytes a second of 100 Gbit/s, for each host, in one direction."""
 HOST_BANDWIDTH = 100e9
-"""Bytes a second of a host's memory, shared by its GPUs, through which an optimizer on the host goes (an assumption)."""
+"""Bytes a second of a host's memory, shared by its GPUs, through which an optimizer on the host goes (an
+assumption)."""
 COLLECTIVE_SECONDS = 30e-6
 """The least that a collective takes."""
 CONTEXT = 0.8 * GIB
@@ -96,7 +103,9 @@ def gpu_of(name: str) -> Gpu:
     """Find a GPU by its name, whatever case, spaces, dashes and underscores; raises UserError."""
     found = next((gpu for gpu in GPUS if _plain(gpu.name) == _plain(name)), None)
     if found is None:
-        raise UserError(f"--gpu {name!r} is none of those whose figures are known here: {', '.join(gpu.name for gpu in GPUS)}")
+        raise UserError(
+            f"--gpu {name!r} is none of those whose figures are known here: {', '.join(gpu.name for gpu in GPUS)}"
+        )
     return found
 
 

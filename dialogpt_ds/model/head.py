@@ -1,8 +1,9 @@
-"""The head and the loss in one: the product in the weights' precision, everything after it in fp32, and no fp32 copy of all logits.
+"""The head and the loss in one: the product in the weights' precision, everything after it in fp32, and no fp32 copy of
+all logits.
 
-What the backward pass needs of the logits it makes in their own memory, piece by piece. A vocabulary of 50,257 is an odd number of columns,
-for which Tensor Cores' kernels are slow; with columns of zeros up to a multiple of 64 the products are the same to the bit, and the
-stored weights stay as they are.
+What the backward pass needs of the logits it makes in their own memory, piece by piece. A vocabulary of 50,257 is an
+odd number of columns, for which Tensor Cores' kernels are slow; with columns of zeros up to a multiple of 64 the
+products are the same to the bit, and the stored weights stay as they are.
 """
 
 from collections.abc import Iterator
@@ -15,11 +16,14 @@ from dialogpt_ds.errors import in_a_line
 from dialogpt_ds.order.batches import IGNORED_LABEL
 
 GPU_COLUMNS = 64
-"""Multiple to which a GPU's head is padded: 128 bytes of half precision, the width of a Tensor Core kernel's loads and of a cache line."""
+"""Multiple to which a GPU's head is padded: 128 bytes of half precision, the width of a Tensor Core kernel's loads and
+of a cache line."""
 GPU_PIECE, CPU_PIECE = 2_048, 256
-"""Targets whose logits are there at a time with a chunked head: on a GPU as many as fill it, on a CPU as many as its caches bear."""
+"""Targets whose logits are there at a time with a chunked head: on a GPU as many as fill it, on a CPU as many as its
+caches bear."""
 GPU_ROOM, CPU_ROOM = 256 * 2**20, 2 * 2**20
-"""Bytes of logits that are in fp32 at a time where nothing is compiled: enough to fill a GPU, or what a core's cache holds."""
+"""Bytes of logits that are in fp32 at a time where nothing is compiled: enough to fill a GPU, or what a core's cache
+holds."""
 
 
 def columns_of(device: torch.device) -> int:
@@ -33,9 +37,15 @@ def piece_of(device: torch.device) -> int:
 
 
 def head_nll(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, piece: int | None, columns: int
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    piece: int | None,
+    columns: int,
 ) -> torch.Tensor:
-    """Return each target's negative log-likelihood under the head's logits, [targets] fp32, in nats; 0 where there is no target.
+    """Return each target's negative log-likelihood under the head's logits, [targets] fp32, in nats; 0 where there is
+    no target.
 
     Args:
         hidden: [targets, width], states that predict the targets.
@@ -54,14 +64,16 @@ def head_nll(
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the type in which products are computed where autocast is on; None where it is off, or there is none (on `meta`)."""
+    """Return the type in which products are computed where autocast is on; None where it is off, or there is none (on
+    `meta`)."""
     kind = device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
 
 
 class _HeadNll(torch.autograd.Function):
-    """Cross-entropy of a linear head; gradients as of linear(), float(), cross_entropy(): probabilities in fp32, rounded once."""
+    """Cross-entropy of a linear head; gradients as of linear(), float(), cross_entropy(): probabilities in fp32,
+    rounded once."""
 
     @staticmethod
     def forward(
@@ -114,7 +126,8 @@ class _HeadNll(torch.autograd.Function):
 
 
 class _Sum:
-    """Adds tensors up, in fp32 as soon as there are several: a sum in half precision loses half a percent over 27 pieces (bf16)."""
+    """Adds tensors up, in fp32 as soon as there are several: a sum in half precision loses half a percent over 27
+    pieces (bf16)."""
 
     def __init__(self) -> None:
         self._first: torch.Tensor | None = None
@@ -174,7 +187,9 @@ def _(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 @torch.library.custom_op("dialogpt_ds::nll_gradient_", mutates_args=("logits",))
-def gradient_in_place(logits: torch.Tensor, labels: torch.Tensor, normalizers: torch.Tensor, factors: torch.Tensor) -> None:
+def gradient_in_place(
+    logits: torch.Tensor, labels: torch.Tensor, normalizers: torch.Tensor, factors: torch.Tensor
+) -> None:
     """Write factor * (probabilities - one at the label) over the logits, computed in fp32; 0 where there is no label.
 
     Args:
@@ -212,7 +227,9 @@ def _gradient_of(logits: torch.Tensor, labels: torch.Tensor, normalizers: torch.
         logits.copy_(gradient)
 
 
-def _gradient_of_whole(logits: torch.Tensor, labels: torch.Tensor, normalizers: torch.Tensor, factors: torch.Tensor) -> None:
+def _gradient_of_whole(
+    logits: torch.Tensor, labels: torch.Tensor, normalizers: torch.Tensor, factors: torch.Tensor
+) -> None:
     """As _gradient_of(), in a form that a compiler makes one kernel of."""
     at_label = torch.arange(logits.shape[1], device=logits.device) == labels.unsqueeze(1)
     probabilities = (logits.float() - normalizers.unsqueeze(1)).exp()
@@ -227,7 +244,8 @@ def _rows(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
 
 
 class CompiledLoss:
-    """The two passes over the logits, compiled: each is one kernel that reads them once (and writes them once, backward)."""
+    """The two passes over the logits, compiled: each is one kernel that reads them once (and writes them once,
+    backward)."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -269,7 +287,9 @@ def compile_loss(device: torch.device, vocabulary: int, kind: torch.dtype) -> st
     _compiled = None
     steps = torch.linspace(-1, 1, vocabulary, device=device)
     logits = (torch.linspace(-8, 8, 128, device=device).unsqueeze(1) * steps).to(kind)
-    logits = _padded(logits.T, columns_of(device)).T.contiguous()[:, :vocabulary]  # as it lies in memory after the product
+    logits = _padded(logits.T, columns_of(device)).T.contiguous()[
+        :, :vocabulary
+    ]  # as it lies in memory after the product
     labels = torch.arange(128, device=device)
     labels[-1] = IGNORED_LABEL
     expected = nll_of(logits, labels)

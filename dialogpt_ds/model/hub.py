@@ -1,4 +1,5 @@
-"""What the Hugging Face hub says of a model, and huggingface_hub's download of a file, with its errors in words for a person."""
+"""What the Hugging Face hub says of a model, and huggingface_hub's download of a file, with its errors in words for a
+person."""
 
 import dataclasses
 import json
@@ -46,11 +47,12 @@ WEIGHTS = (
     ("pytorch_model.bin", None),
     ("pytorch_model.bin.index.json", r"pytorch_model-\d{5}-of-\d{5}\.bin"),
 )
-"""Files with weights in the order in which transformers looks for them, and the names of the parts that an index lists."""
+"""Files with weights in the order in which transformers looks for them, and the names of the parts that an index
+lists."""
 CONFIG = "config.json"
 OPTIONAL_FILES = (
-    "generation_config.json", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "tokenizer.model", "chat_template.jinja",
+    "generation_config.json", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
 
 # Plain HTTP, which every mirror has: Xet asks further hosts, which whoever needs a mirror often can't reach.
@@ -112,13 +114,20 @@ class Release:
         """Read the record of a fetched folder; raises UserError where there is none, or it can't be read."""
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            files = [HubFile(name, entry["size"], "sha256", entry["sha256"]) for name, entry in record.pop("files").items()]
+            files = [
+                HubFile(name, entry["size"], "sha256", entry["sha256"]) for name, entry in record.pop("files").items()
+            ]
             return cls(files=tuple(files), **record)
         except (FileNotFoundError, NotADirectoryError) as error:
-            message = f"{folder} is there and was not made by this command (it has no {RECORD}), so it is left as it is: {WAY_OUT}"
+            message = (
+                f"{folder} is there and was not made by this command (it has no {RECORD}), so it is left as it "
+                f"is: {WAY_OUT}"
+            )
             raise UserError(message) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder / RECORD} can't be read ({error!r}), so nothing is known of the folder: {WAY_OUT}") from error
+            raise UserError(
+                f"{folder / RECORD} can't be read ({error!r}), so nothing is known of the folder: {WAY_OUT}"
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Write the record: with the sha256 of every file, so that the folder can be checked without the hub."""
@@ -131,7 +140,8 @@ def find_release(hub_id: str, revision: str, say: Say) -> Release:
     """Ask the hub which commit a revision is, and what it says of the files of that commit.
 
     Raises:
-        UserError: the hub can't be reached; it has no such model or revision, or does not give it; there are no weights.
+        UserError: the hub can't be reached; it has no such model or revision, or does not give it; there are no
+            weights.
         RunError: the hub answers with errors of its own for a minute.
     """
 
@@ -154,9 +164,12 @@ def wanted_files(hub_id: str, names: Sequence[str]) -> list[str]:
     """
     first, parts = next(((first, parts) for first, parts in WEIGHTS if first in names), (None, None))
     if CONFIG not in names or first is None:
-        lacking = [CONFIG] * (CONFIG not in names) + ["weights (model.safetensors or pytorch_model.bin)"] * (first is None)
+        lacking = [CONFIG] * (CONFIG not in names) + ["weights (model.safetensors or pytorch_model.bin)"] * (
+            first is None
+        )
         raise UserError(
-            f"{hub_id} has no {' and no '.join(lacking)}, so it is no model that transformers can load: name another one"
+            f"{hub_id} has no {' and no '.join(lacking)}, so it is no model that transformers can load: name another "
+            f"one"
         )
     weights = [first, *sorted(name for name in names if parts and re.fullmatch(parts, name))]
     return [CONFIG, *(name for name in OPTIONAL_FILES if name in names), *weights]
@@ -171,10 +184,12 @@ def _hub_file(sibling: Any) -> HubFile:
 
 
 def download(release: Release, name: str, folder: Path, say: Say) -> None:
-    """Bring a file into `folder`, where the library keeps notes of its own in .cache; what is there by then is not looked at.
+    """Bring a file into `folder`, where the library keeps notes of its own in .cache; what is there by then is not
+    looked at.
 
-    snapshot_download does this for each file of a repository. It also asks for the list again, waits for that without end, goes on
-    without an answer in a folder that holds something, and draws bars without names, also where there is no terminal.
+    snapshot_download does this for each file of a repository. It also asks for the list again, waits for that without
+    end, goes on without an answer in a folder that holds something, and draws bars without names, also where there is
+    no terminal.
 
     Raises:
         UserError: the hub does not give the file.
@@ -218,7 +233,9 @@ def _patiently(ask: Callable[[], _Answer], hub_id: str, revision: str, say: Say,
 def _reason(error: BaseException, broken: str) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"{constants.ENDPOINT} answers {error.response.status_code}"
-    said = (str(error).splitlines() or [type(error).__name__])[0].partition(" ((…)")[0]  # the end of a signed address follows
+    said = (str(error).splitlines() or [type(error).__name__])[0].partition(" ((…)")[
+        0
+    ]  # the end of a signed address follows
     return f"{broken} ({said})" if broken else said
 
 
@@ -230,17 +247,22 @@ def _failure(error: BaseException, hub_id: str, revision: str, broken: str) -> U
     if isinstance(error, OfflineModeIsEnabled):
         return UserError(f"HF_HUB_OFFLINE forbids to ask the hub at {endpoint}: unset it, or {by_hand}")
     if not isinstance(error, (HTTPError, OSError)) or isinstance(error, FileMetadataError):
-        return UserError(f"{endpoint} answers, and not as a hub does ({error!r}): set HF_ENDPOINT to the hub or a mirror of it")
+        return UserError(
+            f"{endpoint} answers, and not as a hub does ({error!r}): set HF_ENDPOINT to the hub or a mirror of it"
+        )
     if not isinstance(error, HfHubHTTPError):
         if broken:
             return RunError(f"{reason}. The files that are whole are kept: the same command brings the others.")
         message = (
-            f"the hub at {endpoint} can't be reached ({reason}): set HF_ENDPOINT to a mirror that can be reached, or {by_hand}"
+            f"the hub at {endpoint} can't be reached ({reason}): set HF_ENDPOINT to a mirror that can be "
+            f"reached, or {by_hand}"
         )
         return HubUnreachableError(message)
     status = error.response.status_code
     if isinstance(error, RevisionNotFoundError):
-        return UserError(f"{hub_id} has no branch, tag or commit {revision!r}: give --revision one that {page}/tree/main lists")
+        return UserError(
+            f"{hub_id} has no branch, tag or commit {revision!r}: give --revision one that {page}/tree/main lists"
+        )
     unknown = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
     if unknown or (status == 404 and not isinstance(error, RemoteEntryNotFoundError)):
         problem = f"has no such model, or it is private (it answers {status}): check the name at {page}"

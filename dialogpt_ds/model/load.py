@@ -37,11 +37,20 @@ class ModelSource:
 
     def shape(self) -> dict[str, Any]:
         """Return what decides the shapes of the weights, as a checkpoint keeps it."""
-        names = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
+        names = (
+            "model_type",
+            "num_hidden_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "vocab_size",
+            "max_position_embeddings",
+        )
         return {name: getattr(self.config, name, None) for name in names}
 
 
-def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int, attention: Attention = "auto") -> ModelSource:
+def find_model(
+    name: str, dropout: float, eos_id: int, vocabulary_size: int, attention: Attention = "auto"
+) -> ModelSource:
     """Find a model by preset name, local folder, DialoGPT's .pkl file, or hub id.
 
     Args:
@@ -71,7 +80,8 @@ def find_model(name: str, dropout: float, eos_id: int, vocabulary_size: int, att
         source = ModelSource(name, _config_of(name, "--model"), name, attention)
     if source.config.vocab_size < vocabulary_size:
         raise UserError(
-            f"--model {name!r} has {source.config.vocab_size:,} token ids, the shards were made with {vocabulary_size:,}: "
+            f"--model {name!r} has {source.config.vocab_size:,} token ids, the shards were made with "
+            f"{vocabulary_size:,}: "
             "take the model that belongs to their tokenizer, or make the shards with the model's (--tokenizer)"
         )
     set_dropout(source.config, dropout)
@@ -115,18 +125,22 @@ def set_dropout(config: Any, probability: float) -> None:
 
 
 def check_init_checkpoint(name: str, source: ModelSource) -> None:
-    """Check that `--init_checkpoint` names a .pkl file or a folder with a model, of the shape that `source` has; raises UserError."""
+    """Check that `--init_checkpoint` names a .pkl file or a folder with a model, of the shape that `source` has; raises
+    UserError."""
     what = "--init_checkpoint"
     if is_pkl(name):
         _check_shape(shape_of(read_pkl(name, what), name, what), source, name)
         return
     if not Path(name).expanduser().is_dir():
-        raise UserError(f"{what} {name!r} is no folder with a Hugging Face model (such as output_dir/model), and no .pkl file")
+        raise UserError(
+            f"{what} {name!r} is no folder with a Hugging Face model (such as output_dir/model), and no .pkl file"
+        )
     _config_of(name, what)
 
 
 def build_model(source: ModelSource, init_checkpoint: str | None) -> Any:
-    """Build the model in fp32 on the CPU; weights from `init_checkpoint`, else from the source, else from the random seed.
+    """Build the model in fp32 on the CPU; weights from `init_checkpoint`, else from the source, else from the random
+    seed.
 
     Raises:
         UserError: the weights do not fit the shape; names the tensors.
@@ -150,7 +164,8 @@ def _built(source: ModelSource, init_checkpoint: str | None) -> Any:
         shape = gpt2_shape(_shapes_in(Path(weights))) if source.config.model_type == "gpt2" else None
         if shape is not None:
             _check_shape(shape, source, weights)
-        # Strict about shapes, and about what is missing: a head that starts at random would look like a model that forgot.
+        # Strict about shapes, and about what is missing: a head that starts at random would look like a model that
+        # forgot.
         model, info = AutoModelForCausalLM.from_pretrained(
             weights, config=source.config, dtype=torch.float32, output_loading_info=True, **_attention_of(source)
         )
@@ -206,7 +221,8 @@ def _check_shape(found: Gpt2Shape, source: ModelSource, weights: str) -> None:
 
 
 def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a folder's tensors, from its safetensors files, else from its .bin; nothing where it has neither."""
+    """Return the shapes of a folder's tensors, from its safetensors files, else from its .bin; nothing where it has
+    neither."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model.bin"))
     return {name: shape for file in files for name, shape in shapes_in(file).items()}
 

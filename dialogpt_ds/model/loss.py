@@ -16,7 +16,8 @@ Inputs = dict[str, Any]
 
 
 def to_tensors(micro_batch: MicroBatch, device: torch.device | str, turn_ids: bool = False) -> Inputs:
-    """Return a micro-batch as tensors on `device`, for TargetLoss; with `turn_ids` also DialoGPT's turn numbers as token types."""
+    """Return a micro-batch as tensors on `device`, for TargetLoss; with `turn_ids` also DialoGPT's turn numbers as
+    token types."""
     arrays = {
         "input_ids": micro_batch.input_ids,
         "position_ids": micro_batch.position_ids,
@@ -45,7 +46,8 @@ class LossSums(NamedTuple):
 
 @dataclass(frozen=True)
 class Planned:
-    """What is known beforehand of a model on PyTorch's device `meta`, which can't be asked, since it computes nothing."""
+    """What is known beforehand of a model on PyTorch's device `meta`, which can't be asked, since it computes
+    nothing."""
 
     device: torch.device
     """Kind of device whose work is to be planned."""
@@ -57,11 +59,13 @@ class TargetLoss(nn.Module):
     """Wraps a causal language model of transformers and returns sums over targets instead of logits."""
 
     def __init__(self, model: Any, chunked_head: bool = False, planned: Planned | None = None) -> None:
-        """Look at a model, in fp32 on the CPU, with the implementation of attention that it is to be trained with; unless it is planned."""
+        """Look at a model, in fp32 on the CPU, with the implementation of attention that it is to be trained with;
+        unless it is planned."""
         super().__init__()
         self.model = model
         self.chunked_head = chunked_head
-        """Whether the logits are computed piece by piece, and again for the backward pass, so that they never are there as a whole."""
+        """Whether the logits are computed piece by piece, and again for the backward pass, so that they never are there
+        as a whole."""
         self.head_is_linear = head_is_linear(model) if planned is None else planned.head_is_linear
         """Whether the model's logits are its output embedding applied to its last hidden state, and nothing more."""
         self.takes_positions = takes(model, "position_ids")
@@ -97,7 +101,8 @@ class TargetLoss(nn.Module):
             labels: [targets], IGNORED_LABEL where there is none.
             weights: [targets], 0 where there is none.
             turn_groups: [targets], which of TURN_GROUPS each belongs to.
-            example_starts: [examples + 1] int32, where each example begins in the flattened rows (padding is one too), and their end.
+            example_starts: [examples + 1] int32, where each example begins in the flattened rows (padding is one too),
+                and their end.
             longest_example: tokens of the longest.
             token_type_ids: [rows, row_length] or None.
         """
@@ -114,7 +119,8 @@ class TargetLoss(nn.Module):
             nll = _nll(self.model(**inputs).logits.flatten(0, 1)[target_places], labels)
         weighted = nll * weights
         both = torch.stack([weighted, nll]).detach()
-        # No matrix product, which autocast computes in half precision, and in which an infinite loss spoils the other groups.
+        # No matrix product, which autocast computes in half precision, and in which an infinite loss spoils the other
+        # groups.
         group = torch.arange(len(TURN_GROUPS), device=turn_groups.device).unsqueeze(1)
         weighted_by_turn, nll_by_turn = torch.where(turn_groups == group, both.unsqueeze(1), 0.0).sum(dim=2)
         return LossSums(weighted.sum(), weighted_by_turn, nll_by_turn)
@@ -122,9 +128,12 @@ class TargetLoss(nn.Module):
     def _apart(self, position_ids: torch.Tensor, example_starts: torch.Tensor, longest: int) -> Inputs:
         """Return what keeps the examples of a row from seeing each other, as arguments of the model."""
         if self.isolation == "mask":
-            # A mask of truth values would be turned into numbers in every layer, and kept for each one's backward pass. Under autocast
-            # sdpa computes in another type than the weights', and so needs it; eager attention only adds numbers.
-            by_truth = autocast_dtype(position_ids.device) is not None and self.model.config._attn_implementation == "sdpa"
+            # A mask of truth values would be turned into numbers in every layer, and kept for each one's backward pass.
+            # Under autocast sdpa computes in another type than the weights', and so needs it; eager attention only adds
+            # numbers.
+            by_truth = (
+                autocast_dtype(position_ids.device) is not None and self.model.config._attn_implementation == "sdpa"
+            )
             kind = torch.bool if by_truth else self.model.get_input_embeddings().weight.dtype
             return {"attention_mask": example_mask(position_ids, kind)}
         if self.isolation in ("varlen", "flash"):
@@ -134,16 +143,19 @@ class TargetLoss(nn.Module):
                 longest = position_ids.shape[1]
             told = varlen_inputs(example_starts, longest)
             return told | {"attention_mask": no_mask(position_ids.device) if self.isolation == "varlen" else None}
-        # attention_mask=None and use_cache=False together with restarting positions: any other combination lets the examples see
-        # each other, without a word.
+        # attention_mask=None and use_cache=False together with restarting positions: any other combination lets the
+        # examples see each other, without a word.
         return {"attention_mask": None}
 
     def _nll_of_hidden(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return each target's negative log-likelihood, [targets] fp32, from the states that predict them, [targets, width]."""
+        """Return each target's negative log-likelihood, [targets] fp32, from the states that predict them, [targets,
+        width]."""
         head = self.model.get_output_embeddings()
         # Read once: ZeRO-3 gathers the weight here, and ranks differ in their number of pieces.
         weight, bias = head.weight, getattr(head, "bias", None)
-        in_pieces = self.chunked_head or not torch.is_grad_enabled()  # nothing is kept, so memory need not be taken for all of them
+        in_pieces = (
+            self.chunked_head or not torch.is_grad_enabled()
+        )  # nothing is kept, so memory need not be taken for all of them
         device = self.planned_device or hidden.device
         return head_nll(hidden, weight, bias, labels, piece_of(device) if in_pieces else None, columns_of(device))
 

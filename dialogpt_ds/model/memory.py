@@ -1,4 +1,5 @@
-"""What a run needs of memory and disk, in bytes: states by ZeRO stage, what comes on top of them on a GPU, checkpoints."""
+"""What a run needs of memory and disk, in bytes: states by ZeRO stage, what comes on top of them on a GPU,
+checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -66,35 +67,43 @@ class States:
         return states_name(self.stage, self.optimizer_offloaded, self.weights_offloaded)
 
     def in_host_memory(self, processes: int, on_gpu: bool, on_disk: bool) -> int:
-        """Return the bytes in a host's memory: on CPUs also what GPUs would have; nothing for what is offloaded to an NVMe disk."""
+        """Return the bytes in a host's memory: on CPUs also what GPUs would have; nothing for what is offloaded to an
+        NVMe disk."""
         host = 0 if on_disk else self.host
         return host if on_gpu else max(host, self.device * processes)
 
 
 def states_name(stage: int, optimizer_offloaded: bool = False, weights_offloaded: bool = False) -> str:
     """Return how a ZeRO stage with its offload is called."""
-    where = ", optimizer and weights on the host" if weights_offloaded else ", optimizer on the host" * optimizer_offloaded
+    where = (
+        ", optimizer and weights on the host" if weights_offloaded else ", optimizer on the host" * optimizer_offloaded
+    )
     return f"ZeRO-{stage}{where}"
 
 
 def name_of_run(stage: int, offload: tuple[str, str]) -> str:
-    """Return how a run's ZeRO stage is called, with where it keeps optimizer and weights: none (the GPU), cpu or nvme."""
+    """Return how a run's ZeRO stage is called, with where it keeps optimizer and weights: none (the GPU), cpu or
+    nvme."""
     optimizer, weights = offload
     return states_name(stage, optimizer != "none", weights != "none")
 
 
 def states_of_run(states: Sequence[States], stage: int, offload: tuple[str, str]) -> States | None:
-    """Return the states of a run's ZeRO stage and offload among those of all; None where there is no estimate for them."""
+    """Return the states of a run's ZeRO stage and offload among those of all; None where there is no estimate for
+    them."""
     return next((state for state in states if state.name == name_of_run(stage, offload)), None)
 
 
-def model_states(num_parameters: int, largest_layer: int, gpus_per_host: int, hosts: int, precision: Precision) -> list[States]:
+def model_states(
+    num_parameters: int, largest_layer: int, gpus_per_host: int, hosts: int, precision: Precision
+) -> list[States]:
     """Return what each ZeRO stage needs, with and without offload.
 
-    Stages 2 and 3 in half precision are DeepSpeed's own estimates. It has none for stages 0 and 1 and for fp32; there a parameter has 2
-    bytes of weight and 2 of gradient, and 16 of fp32 gradient, master weight and Adam's moments, of which ZeRO divides the last 16
-    (stage 1), 18 (stage 2) or all (Rajbhandari et al. 2020, section 3, and DeepSpeed's estimator for the fp32 gradient). In fp32
-    they are 4, 4, and 12 of master weight and moments; stage 0 needs no master weight then.
+    Stages 2 and 3 in half precision are DeepSpeed's own estimates. It has none for stages 0 and 1 and for fp32; there a
+    parameter has 2 bytes of weight and 2 of gradient, and 16 of fp32 gradient, master weight and Adam's moments, of
+    which ZeRO divides the last 16 (stage 1), 18 (stage 2) or all (Rajbhandari et al. 2020, section 3, and DeepSpeed's
+    estimator for the fp32 gradient). In fp32 they are 4, 4, and 12 of master weight and moments; stage 0 needs no
+    master weight then.
 
     Args:
         num_parameters: of the model.
@@ -126,14 +135,21 @@ def model_states(num_parameters: int, largest_layer: int, gpus_per_host: int, ho
         found.append(States(2, int(device), int(host), offload))
     for optimizer, parameters in ((False, False), (True, False), (True, True)):
         host, device, _ = estimate_zero3_model_states_mem_needs(
-            p, largest_layer, gpus_per_host, hosts, cpu_offload=optimizer, cpu_offload_params=parameters, zero_init=False
+            p,
+            largest_layer,
+            gpus_per_host,
+            hosts,
+            cpu_offload=optimizer,
+            cpu_offload_params=parameters,
+            zero_init=False,
         )
         found.append(States(3, int(device), int(host), optimizer, parameters))
     return found
 
 
 def buffer_bytes(layout: Layout) -> int:
-    """Return the bytes that ZeRO needs on a GPU besides the states: buckets, sums in fp32, and the weights that stage 3 has gathered."""
+    """Return the bytes that ZeRO needs on a GPU besides the states: buckets, sums in fp32, and the weights that stage 3
+    has gathered."""
     size = 4 if layout.sends_fp32 else layout.size
     copy_of_bucket = size * min(layout.bucket, layout.num_parameters) if layout.gpus > 1 else 0
     buckets = 0 if layout.stage == 0 else size * layout.bucket * (2 if layout.overlaps else 1)
@@ -145,7 +161,8 @@ def buffer_bytes(layout: Layout) -> int:
 
 
 def bytes_on_gpu(state: States, layout: Layout, micro_batch: int) -> int:
-    """Return the bytes that a run needs on each GPU: states, its micro-batch at its peak, ZeRO's buffers, and CUDA's own.
+    """Return the bytes that a run needs on each GPU: states, its micro-batch at its peak, ZeRO's buffers, and CUDA's
+    own.
 
     Args:
         state: of a ZeRO stage.
@@ -158,19 +175,21 @@ def bytes_on_gpu(state: States, layout: Layout, micro_batch: int) -> int:
 def checkpoint_bytes(num_parameters: int, precision: str) -> int:
     """Return about what a checkpoint takes: weights in the run's precision, fp32 master weights and Adam's two moments.
 
-    The sizes are those of model_states() less the gradients, which no checkpoint has; measured for 3.4 million parameters: 57.7 MB in
-    fp32 and 50.9 in bf16, 3.6 of which are the tokenizer.
+    The sizes are those of model_states() less the gradients, which no checkpoint has; measured for 3.4 million
+    parameters: 57.7 MB in fp32 and 50.9 in bf16, 3.6 of which are the tokenizer.
     """
     return num_parameters * (weight_bytes(precision) + 12)
 
 
 def output_bytes(num_parameters: int, precision: str, kept: int) -> int:
-    """Return about what a run has in output_dir at most: the checkpoints that are kept, the best, the one being written, the model."""
+    """Return about what a run has in output_dir at most: the checkpoints that are kept, the best, the one being
+    written, the model."""
     return checkpoint_bytes(num_parameters, precision) * (kept + 2) + weight_bytes(precision) * num_parameters
 
 
 def approximate_parameters(config: Any) -> int:
-    """Return about how many parameters a causal language model of transformers has, from its configuration: GPT-2's exactly.
+    """Return about how many parameters a causal language model of transformers has, from its configuration: GPT-2's
+    exactly.
 
     A layer of a GPT-2 of width d has 12 d^2 weights and 13 d biases and norms (Radford et al. 2019).
     """

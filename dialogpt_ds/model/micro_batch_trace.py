@@ -1,4 +1,5 @@
-"""What a forward and backward pass would do on a device that is not here: every operation, its bytes, and the memory at each moment.
+"""What a forward and backward pass would do on a device that is not here: every operation, its bytes, and the memory at
+each moment.
 
 The model is built on PyTorch's device `meta`, on which tensors have shapes and types but no numbers.
 """
@@ -24,8 +25,28 @@ from dialogpt_ds.model.loss import Planned, TargetLoss
 from dialogpt_ds.model.saved_bytes import activations_measured
 from dialogpt_ds.model.workload import META, Workload
 
-WITHOUT_KERNEL = {"_unsafe_view", "detach", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-WRITES_ALONE = {"zeros", "zeros_like", "new_zeros", "ones_like", "full", "full_like", "new_full", "fill_", "zero_", "arange"}
+WITHOUT_KERNEL = {
+    "_unsafe_view",
+    "detach",
+    "lift_fresh",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+}
+WRITES_ALONE = {
+    "zeros",
+    "zeros_like",
+    "new_zeros",
+    "ones_like",
+    "full",
+    "full_like",
+    "new_full",
+    "fill_",
+    "zero_",
+    "arange",
+}
 GATHERS = {"embedding", "index", "index_select", "gather"}
 """Read of their first tensor what they write, not all of it."""
 
@@ -141,13 +162,16 @@ def _registered(device: torch.device) -> str:
 
 
 class _Kernels(TorchFunctionMode):
-    """Lets scaled_dot_product_attention be the kernel that a device has for it; on `meta` PyTorch would take it apart."""
+    """Lets scaled_dot_product_attention be the kernel that a device has for it; on `meta` PyTorch would take it
+    apart."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.on_cpu = device.type == "cpu"
 
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is functional.scaled_dot_product_attention:
             return self._attend(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -189,7 +213,9 @@ class _Recorder(TorchDispatchMode):
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._next = itertools.count()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         named = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
             self.waits += 1
@@ -225,7 +251,9 @@ class _Recorder(TorchDispatchMode):
         returned = {id(tensor) for tensor in outcome}
         pairs = zip(func._schema.arguments, args, strict=False)
         in_place = [
-            value for argument, value in pairs if argument.is_write and id(value) not in returned and torch.is_tensor(value)
+            value
+            for argument, value in pairs
+            if argument.is_write and id(value) not in returned and torch.is_tensor(value)
         ]
         written = [*outcome, *in_place]
         if name in WRITES_ALONE:

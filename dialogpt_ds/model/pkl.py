@@ -22,7 +22,8 @@ def is_pkl(name: str) -> bool:
 
 
 def read_pkl(path: str, what: str) -> dict[str, Any]:
-    """Return the tensors of a .pkl file under the names that transformers' GPT2LMHeadModel has for them, in the type they are in.
+    """Return the tensors of a .pkl file under the names that transformers' GPT2LMHeadModel has for them, in the type
+    they are in.
 
     A head equal to the embedding, as in every released model, is left out: it is tied.
 
@@ -64,7 +65,8 @@ def _load(path: str, what: str) -> Any:
                 f"{what} {path!r} can't be read as a .pkl of PyTorch with tensors alone; is it whole? ({reason})"
             ) from error
         raise UserError(
-            f"{what} {path!r} holds more than tensors, and loading it would run code that came with the file, so it is refused. "
+            f"{what} {path!r} holds more than tensors, and loading it would run code that came with the file, so it "
+            f"is refused. "
             "If you trust where it is from, load it there with torch, and save its state dict alone with torch.save. "
             f"({_reason(error)})"
         ) from error
@@ -73,7 +75,9 @@ def _load(path: str, what: str) -> Any:
 def _reason(error: Exception) -> str:
     """Return the sentence of torch's message that says what was found."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else repr(error))[:200]
+    return next(
+        (line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else repr(error)
+    )[:200]
 
 
 def _name(name: str) -> str:
@@ -92,7 +96,8 @@ def shape_of(weights: dict[str, Any], path: str, what: str) -> Gpt2Shape:
     shape = gpt2_shape({name: tuple(tensor.shape) for name, tensor in weights.items()})
     if shape is None:
         raise UserError(
-            f"{what} {path!r} holds {len(weights):,} tensors, but not those of a GPT-2 (no {EMBEDDING}, {', '.join(list(weights)[:3])}...)"
+            f"{what} {path!r} holds {len(weights):,} tensors, but not those of a GPT-2 (no {EMBEDDING}, "
+            f"{', '.join(list(weights)[:3])}...)"
         )
     return shape
 
@@ -103,7 +108,11 @@ def config_of(weights: dict[str, Any], path: str, what: str) -> Any:
 
     shape = shape_of(weights, path, what)
     config = GPT2Config(
-        n_layer=shape.layers, n_embd=shape.width, n_head=shape.heads, n_positions=shape.positions, vocab_size=shape.vocabulary
+        n_layer=shape.layers,
+        n_embd=shape.width,
+        n_head=shape.heads,
+        n_positions=shape.positions,
+        vocab_size=shape.vocabulary,
     )
     config.tie_word_embeddings = HEAD not in weights
     return config
@@ -121,10 +130,14 @@ def _check(weights: dict[str, Any], path: str, what: str) -> None:
     problems = [
         *(f"{name} is missing" for name in sorted(expected.keys() - found.keys())),
         *(f"{name} does not belong" for name in sorted(found.keys() - expected.keys())),
-        *(f"{name} is {found[name]}, {size} is needed" for name, size in expected.items() if found.get(name, size) != size),
+        *(
+            f"{name} is {found[name]}, {size} is needed"
+            for name, size in expected.items()
+            if found.get(name, size) != size
+        ),
     ]
     if problems:
         raise UserError(
-            f"{what} {path!r} is not whole: {len(problems):,} of the tensors of {shape_of(weights, path, what)} are wrong: "
-            + "; ".join(problems[:5])
+            f"{what} {path!r} is not whole: {len(problems):,} of the tensors of {shape_of(weights, path, what)} are "
+            f"wrong: " + "; ".join(problems[:5])
         )

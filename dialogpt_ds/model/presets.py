@@ -49,7 +49,10 @@ class Gpt2Shape:
 
     def __str__(self) -> str:
         name = f"{self.preset}, " if self.preset else ""
-        return f"a GPT-2 ({name}{self.layers} layers, {self.width:,} wide, {self.positions:,} positions, {self.vocabulary:,} token ids)"
+        return (
+            f"a GPT-2 ({name}{self.layers} layers, {self.width:,} wide, {self.positions:,} positions, "
+            f"{self.vocabulary:,} token ids)"
+        )
 
 
 def gpt2_shape(shapes: Mapping[str, tuple[int, ...]]) -> Gpt2Shape | None:

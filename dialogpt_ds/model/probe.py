@@ -12,12 +12,14 @@ from torch.nn import functional
 from dialogpt_ds.errors import UserError
 
 ROUNDING = 1e-5
-"""Differences in fp32 that are rounding, as a share of the largest value: two correct computations of a trained model with logits up
-to 31 differ by 3e-4."""
+"""Differences in fp32 that are rounding, as a share of the largest value: two correct computations of a trained model
+with logits up to 31 differ by 3e-4."""
 LEAK_SHARE = 0.01
-"""Examples are apart where what packing changes is less than this share of what a leak changes. Rounding is a thousandth of it."""
+"""Examples are apart where what packing changes is less than this share of what a leak changes. Rounding is a
+thousandth of it."""
 LARGE = 10_000.0
-"""Largest number that a model is given for its head's output, to see what it does to logits: caps are tens, trained logits hundreds."""
+"""Largest number that a model is given for its head's output, to see what it does to logits: caps are tens, trained
+logits hundreds."""
 NAMED = 3
 """Tensors that a message names."""
 
@@ -47,17 +49,23 @@ def check_model(model: Any, name: str, wants: Wants) -> None:
     """
     check_finite(model, name)
     if wants.activation_checkpointing and not model.supports_gradient_checkpointing:
-        raise UserError(f"--activation_checkpointing: model {name!r} ({model.config.model_type}) does not support it; leave it out")
+        raise UserError(
+            f"--activation_checkpointing: model {name!r} ({model.config.model_type}) does not support it; leave it out"
+        )
     if wants.chunked_head and not head_is_linear(model):
         raise UserError(
-            f"--chunked_head: the logits of model {name!r} ({model.config.model_type}) are not its output embedding alone (scaled, capped, "
+            f"--chunked_head: the logits of model {name!r} ({model.config.model_type}) are not its output embedding "
+            f"alone (scaled, capped, "
             "...), so they can't be computed in pieces here; leave it out"
         )
     if wants.turn_ids and not takes(model, "token_type_ids"):
-        raise UserError(f"--no_token_id False feeds turn numbers as token types, which model {name!r} does not take: leave it out")
+        raise UserError(
+            f"--no_token_id False feeds turn numbers as token types, which model {name!r} does not take: leave it out"
+        )
     if wants.packing and not keeps_examples_apart(model):
         raise UserError(
-            f"in model {name!r} ({model.config.model_type}) the examples of a row would see each other: it does not restart where "
+            f"in model {name!r} ({model.config.model_type}) the examples of a row would see each other: it does not "
+            f"restart where "
             "position_ids restart. Give --packing False, which puts each example in a row of its own"
         )
 
@@ -70,16 +78,21 @@ def check_finite(model: Any, name: str) -> None:
     """
     bad = [(tensor, weight) for tensor, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     if bad:
-        found = [f"{tensor} ({int((~weight.isfinite()).sum()):,} of {weight.numel():,} values)" for tensor, weight in bad[:NAMED]]
+        found = [
+            f"{tensor} ({int((~weight.isfinite()).sum()):,} of {weight.numel():,} values)"
+            for tensor, weight in bad[:NAMED]
+        ]
         more = f" and {len(bad) - NAMED:,} more tensors" if len(bad) > NAMED else ""
         raise UserError(
-            f"weights of model {name!r} are not finite: {', '.join(found)}{more}. Either the training that wrote them diverged, or "
+            f"weights of model {name!r} are not finite: {', '.join(found)}{more}. Either the training that wrote them "
+            f"diverged, or "
             "their file is damaged: take an earlier checkpoint or a fresh copy of the model"
         )
 
 
 def keeps_examples_apart(model: Any) -> bool:
-    """Compare two examples in one row with each in a row of its own, by the measure of what a leak between them changes.
+    """Compare two examples in one row with each in a row of its own, by the measure of what a leak between them
+    changes.
 
     Both differences grow with the model's logits; a leak's is a large part of them, in new and in trained models alike.
     """
@@ -87,16 +100,21 @@ def keeps_examples_apart(model: Any) -> bool:
         return False
     with quiet(model):
         packed, leak, rounding = _differences(model)
-        if leak * LEAK_SHARE < rounding:  # as where the last matrix of each block starts as zeros: training would open the leak
+        if (
+            leak * LEAK_SHARE < rounding
+        ):  # as where the last matrix of each block starts as zeros: training would open the leak
             with _stirred(model):
                 packed, leak, rounding = _differences(model)
     return packed <= max(leak * LEAK_SHARE, rounding)
 
 
 def _differences(model: Any) -> tuple[float, float, float]:
-    """Return by how much logits change at most in a packed row and in one whose examples see each other, and what is rounding."""
+    """Return by how much logits change at most in a packed row and in one whose examples see each other, and what is
+    rounding."""
     device, vocabulary = next(model.parameters()).device, model.config.vocab_size
-    row = (torch.arange(1, 8, device=device) * vocabulary // 8).unsqueeze(0)  # ordinary tokens: spread over the vocabulary
+    row = (torch.arange(1, 8, device=device) * vocabulary // 8).unsqueeze(
+        0
+    )  # ordinary tokens: spread over the vocabulary
     examples = row.split([4, 3], dim=1)
     places = torch.cat([torch.arange(ids.shape[1], device=device) for ids in examples]).unsqueeze(0)
     apart = torch.cat([model(input_ids=ids, use_cache=False).logits for ids in examples], dim=1)
@@ -108,8 +126,9 @@ def _differences(model: Any) -> tuple[float, float, float]:
 def head_is_linear(model: Any) -> bool:
     """Return whether a model's logits are its output embedding applied to its last hidden state, and nothing more.
 
-    Asked at both ends of the head: what it is given is the last hidden state, and what the model makes of its output is the same
-    numbers. They are chosen here, from tiny to far beyond any cap, so the answer does not depend on the size of the weights.
+    Asked at both ends of the head: what it is given is the last hidden state, and what the model makes of its output is
+    the same numbers. They are chosen here, from tiny to far beyond any cap, so the answer does not depend on the size
+    of the weights.
     """
     head = model.get_output_embeddings()
     if head is None or not hasattr(head, "weight") or model.base_model is model:
@@ -120,7 +139,11 @@ def head_is_linear(model: Any) -> bool:
     def exchange(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         calls.append((inputs[0], output))
         chosen.append(
-            torch.linspace(-1, 1, output.numel(), device=output.device).pow(3).mul(LARGE).to(output.dtype).view_as(output)
+            torch.linspace(-1, 1, output.numel(), device=output.device)
+            .pow(3)
+            .mul(LARGE)
+            .to(output.dtype)
+            .view_as(output)
         )
         return chosen[-1]
 

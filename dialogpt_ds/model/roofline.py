@@ -1,7 +1,8 @@
-"""How long a micro-batch would take on a GPU: for each kernel the longest of its arithmetic, its memory traffic, and its launch.
+"""How long a micro-batch would take on a GPU: for each kernel the longest of its arithmetic, its memory traffic, and
+its launch.
 
-The roofline model (Williams, Waterman and Patterson 2009), for every operation of a trace. Modelled, not measured: see gpu_specs for what
-is assumed, and calibration for how far published figures are from it.
+The roofline model (Williams, Waterman and Patterson 2009), for every operation of a trace. Modelled, not measured: see
+gpu_specs for what is assumed, and calibration for how far published figures are from it.
 """
 
 from collections import defaultdict
@@ -64,8 +65,8 @@ def cost_of(trace: Trace, gpu: Gpu, vocabulary: int, compiled: bool = False) -> 
         trace: the micro-batch.
         gpu: where.
         vocabulary: columns of the head, by which it is told from the body.
-        compiled: whether the body is compiled: what lies between two matrix products or attentions there is one kernel then, which
-            reads what it does not make itself, and writes what is read later.
+        compiled: whether the body is compiled: what lies between two matrix products or attentions there is one kernel
+            then, which reads what it does not make itself, and writes what is read later.
     """
     passes = [trace.forward, trace.backward]
     if compiled:
@@ -80,7 +81,9 @@ def cost_of(trace: Trace, gpu: Gpu, vocabulary: int, compiled: bool = False) -> 
     calls = [call for some in passes for call in some]
     launch = COMPILED_LAUNCH_SECONDS if compiled else LAUNCH_SECONDS
     most_first = dict(sorted(by_category.items(), key=lambda item: -item[1]))
-    return MicroBatchCost(most_first, seconds[0], len(calls), sum(call.num_bytes for call in calls), launch * len(calls))
+    return MicroBatchCost(
+        most_first, seconds[0], len(calls), sum(call.num_bytes for call in calls), launch * len(calls)
+    )
 
 
 def seconds_of(call: Call, gpu: Gpu) -> float:
@@ -132,7 +135,16 @@ def _fused(calls: Sequence[Call], all_calls: Sequence[Call], vocabulary: int) ->
         shapes = tuple(shape for call in run for shape in call.shapes)
         name = max(run, key=lambda call: call.num_bytes).name
         found.append(
-            Call(name, shapes, run[0].dtype, 0.0, tuple(read.items()), tuple(kept.items()), run[0].devices, run[0].aligned)
+            Call(
+                name,
+                shapes,
+                run[0].dtype,
+                0.0,
+                tuple(read.items()),
+                tuple(kept.items()),
+                run[0].devices,
+                run[0].aligned,
+            )
         )
     return found
 

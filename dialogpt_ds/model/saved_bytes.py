@@ -8,7 +8,8 @@ import torch
 
 
 def parts_here(parameters: Iterable[torch.nn.Parameter]) -> Iterator[torch.Tensor]:
-    """Yield what this rank holds of parameters: whole ones, and the parts that ZeRO-3 keeps of those that are not gathered."""
+    """Yield what this rank holds of parameters: whole ones, and the parts that ZeRO-3 keeps of those that are not
+    gathered."""
     for parameter in parameters:
         yield parameter.data
         part = getattr(parameter, "ds_tensor", None)
@@ -30,7 +31,8 @@ class SavedBytes:
 
 @contextmanager
 def activations_measured(module: torch.nn.Module) -> Iterator[SavedBytes]:
-    """Count, in forward passes inside of the block, what autograd saves that is neither a weight nor counted already."""
+    """Count, in forward passes inside of the block, what autograd saves that is neither a weight nor counted
+    already."""
     parameters = list(module.parameters())
     divided = [parameter for parameter in parameters if hasattr(parameter, "ds_tensor")]
     stay = {parameter.untyped_storage()._cdata for parameter in parameters if not hasattr(parameter, "ds_tensor")}

@@ -64,7 +64,9 @@ def check_weights(folder: Path, names: Sequence[str]) -> int:
                 # torch says what it objects to in one line among its advice to load without safety.
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
                 detail = f"{type(error).__name__}: {next((line for line in lines if 'GLOBAL' in line), lines[0])}"
-                raise RunError(f"{path} can't be opened safely ({detail}), so the model is not used. {OTHER_MODEL}") from error
+                raise RunError(
+                    f"{path} can't be opened safely ({detail}), so the model is not used. {OTHER_MODEL}"
+                ) from error
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("tie_word_embeddings", True):
         shapes.pop("lm_head.weight", None)

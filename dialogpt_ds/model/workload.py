@@ -27,7 +27,8 @@ class Workload:
 
     @classmethod
     def of_equal_examples(cls, rows: int, row_length: int, example_length: int, target_share: float) -> "Workload":
-        """Return full rows of examples of one length (the last of each row is shorter), of whose tokens a share are targets."""
+        """Return full rows of examples of one length (the last of each row is shorter), of whose tokens a share are
+        targets."""
         full, rest = divmod(row_length, example_length)
         lengths = ([example_length] * full + [rest] * (rest > 0)) * rows
         num_targets = -(-int(rows * row_length * target_share) // TARGETS_MULTIPLE) * TARGETS_MULTIPLE
@@ -54,7 +55,8 @@ class Workload:
 
     @property
     def computed_pairs(self) -> int:
-        """Pairs of a query and a key that a kernel for sequences of several lengths computes, which it does by whole tiles.
+        """Pairs of a query and a key that a kernel for sequences of several lengths computes, which it does by whole
+        tiles.
 
         In tiles of 2 x 2 a causal example of 3 tokens takes the pairs of tiles (0, 0), (1, 0), (1, 1): 12 instead of 6.
         """

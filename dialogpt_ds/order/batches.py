@@ -35,7 +35,8 @@ class MicroBatch:
     turn_groups: np.ndarray
     """[targets] int64, which of TURN_GROUPS each target belongs to; 0 beyond the real ones."""
     example_starts: np.ndarray
-    """[examples + 1] int32, where each example begins in the flattened rows, and their end; a row's padding counts as one.
+    """[examples + 1] int32, where each example begins in the flattened rows, and their end; a row's padding counts as
+    one.
 
     Two rows of 4 with examples of 3 and of 4 tokens: 0 3 4 8.
     """
@@ -43,11 +44,13 @@ class MicroBatch:
     """Tokens of the longest of them."""
 
     def pin_memory(self) -> "MicroBatch":
-        """Return the same in page-locked memory, from which a GPU copies while it computes; the arrays are torch tensors then."""
+        """Return the same in page-locked memory, from which a GPU copies while it computes; the arrays are torch
+        tensors then."""
         import torch
 
         pinned: dict[str, Any] = {
-            name: value if isinstance(value, int) else torch.from_numpy(value).pin_memory() for name, value in vars(self).items()
+            name: value if isinstance(value, int) else torch.from_numpy(value).pin_memory()
+            for name, value in vars(self).items()
         }
         return MicroBatch(**pinned)
 
@@ -79,8 +82,8 @@ class RankStep:
 class RankSlice:
     """Which rows of a global batch a rank takes.
 
-    Micro-batch a of rank r takes `micro` rows from row (a * world_size + r) * micro on. With 2 ranks, 2 micro-batches of 1 row:
-    rows 0 1 2 3 are (a0 r0) (a0 r1) (a1 r0) (a1 r1).
+    Micro-batch a of rank r takes `micro` rows from row (a * world_size + r) * micro on. With 2 ranks, 2 micro-batches
+    of 1 row: rows 0 1 2 3 are (a0 r0) (a0 r1) (a1 r0) (a1 r1).
     """
 
     rank: int
@@ -105,7 +108,9 @@ def rank_step(batch: GlobalBatch, share: RankSlice, row_length: int, padding_id:
     """Make the arrays of one rank's share of a global batch; raises BadBlocksError."""
     rows = batch.rows
     return RankStep(
-        micro_batches=[make_micro_batch(rows, share.rows(number), row_length, padding_id) for number in range(share.accumulation)],
+        micro_batches=[
+            make_micro_batch(rows, share.rows(number), row_length, padding_id) for number in range(share.accumulation)
+        ],
         weight_sum=rows.weight_sum,
         num_rows=rows.num_rows,
         num_tokens=rows.num_tokens,
@@ -135,7 +140,8 @@ def make_micro_batch(rows: Rows, wanted: range, row_length: int, padding_id: int
 
 
 def padding_rows(num_rows: int, row_length: int, padding_id: int) -> MicroBatch:
-    """Return rows that hold nothing: for a rank whose share has ended while a collective still needs its forward pass."""
+    """Return rows that hold nothing: for a rank whose share has ended while a collective still needs its forward
+    pass."""
     return _with_targets(_empty(num_rows, row_length, padding_id), np.zeros((num_rows, row_length), np.float32))
 
 
@@ -153,8 +159,8 @@ def _lay_out(
 ) -> None:
     """Copy the rows `numbers` of a window to the rows `places` of the arrays.
 
-    Everything is flat: example e of length n goes from content[s:s + n] to the flattened rows from d on. With lengths 3 and 2,
-    `within` is 0 1 2 0 1, and source and destination are s and d repeated n times, plus `within`.
+    Everything is flat: example e of length n goes from content[s:s + n] to the flattened rows from d on. With lengths 3
+    and 2, `within` is 0 1 2 0 1, and source and destination are s and d repeated n times, plus `within`.
     """
     input_ids, position_ids, turn_ids = arrays
     length = input_ids.shape[1]
@@ -180,7 +186,8 @@ def _lay_out(
 
 def _with_targets(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], weights: np.ndarray) -> MicroBatch:
     input_ids, position_ids, turn_ids = arrays
-    # The first turn of an example is context, so a target is never the first token of a row and place - 1 is its own example.
+    # The first turn of an example is context, so a target is never the first token of a row and place - 1 is its own
+    # example.
     targets = np.flatnonzero(weights.ravel() > 0)
     padded = max(-(-len(targets) // TARGETS_MULTIPLE), 1) * TARGETS_MULTIPLE
     places = np.zeros(padded, np.int64)
@@ -193,5 +200,13 @@ def _with_targets(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], weights: np
     turn_groups[: len(targets)] = np.clip(turn_ids.ravel()[targets], 1, len(TURN_GROUPS)) - 1
     starts = np.append(np.flatnonzero(position_ids.ravel() == 0), position_ids.size).astype(np.int32)
     return MicroBatch(
-        input_ids, position_ids, turn_ids, places, labels, target_weights, turn_groups, starts, int(np.diff(starts).max())
+        input_ids,
+        position_ids,
+        turn_ids,
+        places,
+        labels,
+        target_weights,
+        turn_groups,
+        starts,
+        int(np.diff(starts).max()),
     )

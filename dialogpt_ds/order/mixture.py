@@ -55,7 +55,8 @@ class GlobalBatch:
 
     @property
     def epoch(self) -> int:
-        """Epoch of the last row, from 0. That of a mixture ends when as many examples were seen as all its sources have."""
+        """Epoch of the last row, from 0. That of a mixture ends when as many examples were seen as all its sources
+        have."""
         return (self.examples_seen - 1) // self.examples_per_epoch
 
     @property
@@ -67,9 +68,9 @@ class GlobalBatch:
 def interleave(weights: Sequence[int]) -> np.ndarray:
     """Return which source each of sum(weights) consecutive rows comes from, [sum(weights)].
 
-    Row j of a source with weight w stands at (j + 1/2) / w of the period, and all rows are sorted by where they stand (the divisor
-    method of Webster, 1832), so that any run of rows holds each source's share to within about a row. With weights 3 and 1 they stand at
-    1/6 3/6 5/6 and 1/2: sources 0 0 1 0.
+    Row j of a source with weight w stands at (j + 1/2) / w of the period, and all rows are sorted by where they stand
+    (the divisor method of Webster, 1832), so that any run of rows holds each source's share to within about a row. With
+    weights 3 and 1 they stand at 1/6 3/6 5/6 and 1/2: sources 0 0 1 0.
     """
     sources = np.repeat(np.arange(len(weights)), weights)
     row = np.concatenate([np.arange(weight) for weight in weights])
@@ -81,7 +82,9 @@ def interleave(weights: Sequence[int]) -> np.ndarray:
 class Mixture:
     """The stream of rows of a run. A pure function of its key and position: any position can be entered at once."""
 
-    def __init__(self, directories: Sequence[ShardDirectory], key: MixtureKey, skipped: Sequence[Sequence[SkippedBlock]]) -> None:
+    def __init__(
+        self, directories: Sequence[ShardDirectory], key: MixtureKey, skipped: Sequence[Sequence[SkippedBlock]]
+    ) -> None:
         self.key = key
         self.streams = [
             RowStream(directory, source, skips, number)
@@ -151,7 +154,9 @@ def order_state(key: MixtureKey, position: MixturePosition) -> dict[str, Any]:
             "row": place.row,
             "skipped_blocks": [[s.block, s.since.epoch, s.since.window, s.since.row] for s in skipped],
         }
-        for source, weight, place, skipped in zip(key.sources, key.weights, position.sources, position.skipped, strict=True)
+        for source, weight, place, skipped in zip(
+            key.sources, key.weights, position.sources, position.skipped, strict=True
+        )
     ]
     return _common(first) | {"row": position.row, "sources": sources}
 
@@ -167,7 +172,8 @@ def _common(key: OrderKey) -> dict[str, Any]:
 
 
 def order_differences(state: dict[str, Any], key: MixtureKey) -> list[str]:
-    """Return in what the order of a checkpoint is another one than `key`'s, a line each; nothing where it is the same."""
+    """Return in what the order of a checkpoint is another one than `key`'s, a line each; nothing where it is the
+    same."""
     differences = [
         f"{name}: checkpoint {state.get(name)!r}, now {value!r}"
         for name, value in _common(key.sources[0]).items()
@@ -191,8 +197,10 @@ def position_from_state(state: dict[str, Any], key: MixtureKey) -> MixturePositi
         raise UserError(
             "the checkpoint was trained on another order of rows, so its place in it has no meaning here:\n  "
             + "\n  ".join(differences)
-            + "\nGive the run the same data, weights, seed, max_seq_length and packing. Or take --changed_order restart: weights, "
-            "optimizer and schedule go on, the rows begin at the first of the new order. Or start another output_dir (--init_checkpoint "
+            + "\nGive the run the same data, weights, seed, max_seq_length and packing. Or take --changed_order "
+            "restart: weights, "
+            "optimizer and schedule go on, the rows begin at the first of the new order. Or start another output_dir "
+            "(--init_checkpoint "
             "takes the weights along)."
         )
     return MixturePosition(

@@ -33,9 +33,9 @@ class Packing:
 def pack(lengths: np.ndarray, row_length: int) -> Packing:
     """Pack examples into rows by first-fit-decreasing (Johnson 1973), each example exactly once.
 
-    Lengths are small integers, so rows are made as patterns over a histogram: a row takes the longest example that is left,
-    then again and again the longest that still fits, which is the bin that first-fit-decreasing fills next. The same pattern serves
-    for as many rows as the counts allow. With lengths 60 60 60 30 30 30 10 and rows of 100:
+    Lengths are small integers, so rows are made as patterns over a histogram: a row takes the longest example that is
+    left, then again and again the longest that still fits, which is the bin that first-fit-decreasing fills next. The
+    same pattern serves for as many rows as the counts allow. With lengths 60 60 60 30 30 30 10 and rows of 100:
 
         pattern 60+30+10 once (the 10 is used up), then 60+30 twice.
 

@@ -7,7 +7,8 @@ from dialogpt_ds.order.permutation import ORDER_VERSION
 
 @dataclass(frozen=True)
 class OrderKey:
-    """Everything that the order of one shard directory is a function of. World size, micro-batches and loader workers are not in it."""
+    """Everything that the order of one shard directory is a function of. World size, micro-batches and loader workers
+    are not in it."""
 
     fingerprint: str
     """Of the shard directory's manifest."""
@@ -33,7 +34,8 @@ class Position:
 
 @dataclass(frozen=True)
 class SkippedBlock:
-    """A block that could not be read. All ranks leave it out from the same row on, so the order stays one and the same."""
+    """A block that could not be read. All ranks leave it out from the same row on, so the order stays one and the
+    same."""
 
     block: int
     since: Position

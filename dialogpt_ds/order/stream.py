@@ -80,9 +80,12 @@ class Rows:
 
 
 class RowStream:
-    """Rows of a shard directory, epoch after epoch. A pure function of its key and what is skipped: any position can be entered at once."""
+    """Rows of a shard directory, epoch after epoch. A pure function of its key and what is skipped: any position can be
+    entered at once."""
 
-    def __init__(self, directory: ShardDirectory, key: OrderKey, skipped: Sequence[SkippedBlock] = (), source: int = 0) -> None:
+    def __init__(
+        self, directory: ShardDirectory, key: OrderKey, skipped: Sequence[SkippedBlock] = (), source: int = 0
+    ) -> None:
         self.directory = directory
         self.key = key
         self.skipped = list(skipped)
@@ -97,7 +100,8 @@ class RowStream:
         return self.directory.manifest.totals["examples"]
 
     def rows(self, position: Position, num_rows: int) -> tuple[Rows, Position]:
-        """Return the `num_rows` rows from `position` on, and the position after them; rows run on over windows and epochs.
+        """Return the `num_rows` rows from `position` on, and the position after them; rows run on over windows and
+        epochs.
 
         Raises:
             BadBlocksError: blocks whose small members can't be read.
@@ -147,7 +151,8 @@ class RowStream:
     def examples_before(self, position: Position) -> int:
         """Return how many examples come before a position, counted over epochs.
 
-        Examples of skipped blocks count as passed with their window, so that an epoch keeps its length. Raises BadBlocksError.
+        Examples of skipped blocks count as passed with their window, so that an epoch keeps its length. Raises
+        BadBlocksError.
         """
         plan = self._epoch(position.epoch)
         before = plan.examples_before(position.window)
@@ -172,7 +177,8 @@ class RowStream:
                 return
         raise UserError(
             f"{what} {self.directory.name!r} gives {rows:,} rows of {self.key.row_length} tokens, fewer than the "
-            f"{num_rows:,} rows that one optimizer step over all ranks takes from it. Lower train_batch_size so that it takes at most "
+            f"{num_rows:,} rows that one optimizer step over all ranks takes from it. Lower train_batch_size so that "
+            f"it takes at most "
             f"{rows:,}, use fewer GPUs, or bring more data."
         )
 
@@ -206,7 +212,8 @@ class RowStream:
 
     @staticmethod
     def _advance(plan: EpochPlan, num_rows: int, position: Position, stop: int) -> Position:
-        """Return the position after row `stop` - 1; a place has one name, so the end of a window is the start of the next."""
+        """Return the position after row `stop` - 1; a place has one name, so the end of a window is the start of the
+        next."""
         if stop < num_rows:
             return Position(position.epoch, position.window, stop)
         if position.window + 1 < plan.num_windows:

@@ -29,7 +29,8 @@ def epoch_shards(num_shards: int, key: OrderKey, epoch: int) -> np.ndarray:
 
 
 def epoch_blocks(index: Index, num_shards: int, key: OrderKey, epoch: int) -> np.ndarray:
-    """Return all blocks in the order of an epoch, [blocks] int64: shards permuted, their blocks mixed in groups of shards.
+    """Return all blocks in the order of an epoch, [blocks] int64: shards permuted, their blocks mixed in groups of
+    shards.
 
     The blocks of a shard are consecutive in the index, so a group's blocks are a few ranges.
     """
@@ -109,8 +110,9 @@ class Window:
     def without(self, blocks: Sequence[int], first_row: int, key: OrderKey) -> "Window":
         """Take the examples of `blocks` out of the rows from `first_row` on.
 
-        The other examples stay in their rows. A row that has nothing left is replaced by one of the rows that have, drawn by the
-        order's key, so the number of rows stays what it was; where none has, the window ends at `first_row`.
+        The other examples stay in their rows. A row that has nothing left is replaced by one of the rows that have,
+        drawn by the order's key, so the number of rows stays what it was; where none has, the window ends at
+        `first_row`.
         """
         lost = np.zeros(len(self.lengths), bool)
         for place in np.flatnonzero(np.isin(self.blocks, blocks)):
@@ -123,7 +125,9 @@ class Window:
         empty = np.flatnonzero(widths == 0)
         filled = first_row + np.flatnonzero(widths[first_row:])
         if len(empty) and len(filled):
-            drawn = permutation(len(filled), key.fingerprint, key.seed, *(int(block) for block in blocks), "substitutes")
+            drawn = permutation(
+                len(filled), key.fingerprint, key.seed, *(int(block) for block in blocks), "substitutes"
+            )
             rows[empty] = filled[drawn[np.arange(len(empty)) % len(filled)]]
         elif len(empty):
             rows = rows[:first_row]
@@ -182,7 +186,12 @@ class EpochPlan:
     """Windows of one epoch of a shard directory, planned when asked for."""
 
     def __init__(
-        self, directory: ShardDirectory, key: OrderKey, epoch: int, skipped: Sequence[SkippedBlock] = (), source: int = 0
+        self,
+        directory: ShardDirectory,
+        key: OrderKey,
+        epoch: int,
+        skipped: Sequence[SkippedBlock] = (),
+        source: int = 0,
     ) -> None:
         self.directory = directory
         self.key = key
@@ -202,7 +211,8 @@ class EpochPlan:
     def window(self, number: int) -> Window:
         """Plan a window from the small members of its blocks; its cost does not depend on how many came before.
 
-        A block that is skipped since before the window has no part in its plan; one skipped since a row of it keeps its part up to there.
+        A block that is skipped since before the window has no part in its plan; one skipped since a row of it keeps its
+        part up to there.
 
         Raises:
             BadBlocksError: blocks whose small members can't be read.
@@ -223,7 +233,9 @@ class EpochPlan:
         if any(start < self._since(block, end) < end for block in blocks):
             return self.window(number).num_rows
         lengths = self._read_all(blocks, lambda block: self.directory.shape(block).example_lengths(), lambda _: True)
-        return count_rows(_joined(lengths, np.int64), self.key.row_length) if self.key.packed else sum(map(len, lengths))
+        return (
+            count_rows(_joined(lengths, np.int64), self.key.row_length) if self.key.packed else sum(map(len, lengths))
+        )
 
     def content(self, number: int, window: Window) -> WindowTokens:
         """Return the tokens of a window's examples; those of the last window are kept.
@@ -260,7 +272,8 @@ class EpochPlan:
         return min(self._skipped_since.get(int(block), end), end)
 
     def _block(self, block: int) -> Block:
-        """Read a block; one that is skipped since a row of its window gives the numbering of the others, and no tokens."""
+        """Read a block; one that is skipped since a row of its window gives the numbering of the others, and no
+        tokens."""
         if block not in self._skipped_since:
             return self.directory.block(block)
         shape = self.directory.shape(block)
@@ -274,7 +287,9 @@ class EpochPlan:
             return True
         return False
 
-    def _read_all(self, blocks: np.ndarray, read: Callable[[int], Content], shape_lost: Callable[[int], bool]) -> list[Content]:
+    def _read_all(
+        self, blocks: np.ndarray, read: Callable[[int], Content], shape_lost: Callable[[int], bool]
+    ) -> list[Content]:
         """Read blocks, and report all that can't be read at once."""
         found, bad = [], []
         for block in (int(block) for block in blocks):

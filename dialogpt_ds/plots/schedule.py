@@ -32,7 +32,9 @@ def save_schedule(schedule: Schedule, output: Path) -> tuple[float, int]:
     panel = figure.subplots()
     panel.plot(steps, [schedule.rate(int(step)) for step in steps], color="#2E5EAA")
     panel.plot([at], [highest], "o", color="#2E5EAA")
-    panel.annotate(f"{highest:.3e} at step {at:,}", (at, highest), textcoords="offset points", xytext=(8, 4), fontsize=9)
+    panel.annotate(
+        f"{highest:.3e} at step {at:,}", (at, highest), textcoords="offset points", xytext=(8, 4), fontsize=9
+    )
     panel.set(title=str(schedule), xlabel="update (steps that are skipped don't count)", ylabel="learning rate")
     panel.set_ylim(0, highest * 1.12)
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -42,5 +44,7 @@ def save_schedule(schedule: Schedule, output: Path) -> tuple[float, int]:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output)
     except OSError as error:
-        raise UserError(f"--plot_schedule {output}: can't be written ({error.strerror or error}); choose another place") from error
+        raise UserError(
+            f"--plot_schedule {output}: can't be written ({error.strerror or error}); choose another place"
+        ) from error
     return highest, at

@@ -4,7 +4,17 @@ import numpy as np
 
 from dialogpt_ds.plots.runs import Run, Series, seconds_by_part
 
-TABLE_COLUMNS = ("run", "steps", "last loss", "best eval ppl", "at step", "last eval ppl", "median tokens/s", "median MFU", "hours")
+TABLE_COLUMNS = (
+    "run",
+    "steps",
+    "last loss",
+    "best eval ppl",
+    "at step",
+    "last eval ppl",
+    "median tokens/s",
+    "median MFU",
+    "hours",
+)
 MISSING = "-"
 
 

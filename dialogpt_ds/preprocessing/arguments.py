@@ -20,12 +20,15 @@ class ShardArguments:
 
     # Input
     input: list[str] = option([])
-    """Files with conversations, patterns like 'data/*.jsonl.gz', or - for standard input; plain, .gz, .bz2, .xz or .zst. Not needed for
-    --format chitchat, which has its own."""
-    format: FormatName = option("auto", words={"formats": ", ".join(f"{name} ({kind.summary})" for name, kind in FORMATS.items())})
+    """Files with conversations, patterns like 'data/*.jsonl.gz', or - for standard input; plain, .gz, .bz2, .xz or
+    .zst. Not needed for --format chitchat, which has its own."""
+    format: FormatName = option(
+        "auto", words={"formats": ", ".join(f"{name} ({kind.summary})" for name, kind in FORMATS.items())}
+    )
     """{formats}, or auto: told from each file's head, and printed."""
     turn_weights: TurnWeights = "auto"
-    """Whether the turns of a DialoGPT TSV begin with a weight; auto decides it from the head of each file and says so."""
+    """Whether the turns of a DialoGPT TSV begin with a weight; auto decides it from the head of each file and says
+    so."""
     persona: str = ""
     """Learn the turns of this speaker only (scripts with name and line, chat logs, JSON Lines with roles)."""
     history: int = 7
@@ -45,9 +48,11 @@ class ShardArguments:
 
     # What is learned
     targets: Targets = "input"
-    """Which turns are learned: as the input says (else its format's default), all but the first, the last, or the assistant's."""
+    """Which turns are learned: as the input says (else its format's default), all but the first, the last, or the
+    assistant's."""
     reverse: bool = False
-    """Turn conversations round, for a model that predicts what was said from the reply (MMI); a turn is learned where its reply was."""
+    """Turn conversations round, for a model that predicts what was said from the reply (MMI); a turn is learned where
+    its reply was."""
     two_turn: bool = False
     """Give each learned turn only the turn before it as context."""
 
@@ -93,27 +98,39 @@ def check_arguments(arguments: ShardArguments) -> PartShare:
     if not arguments.output:
         problems.append("--output is missing: name a folder for the shards")
     if arguments.max_seq_length < 2:
-        problems.append(f"--max_seq_length {arguments.max_seq_length} is too small: a target needs one token before it, so 2")
+        problems.append(
+            f"--max_seq_length {arguments.max_seq_length} is too small: a target needs one token before it, so 2"
+        )
     if not 0 <= arguments.validation_fraction < 1:
         problems.append(f"--validation_fraction {arguments.validation_fraction} is not a share: give 0 to below 1")
     if not 0 <= arguments.max_reject_fraction <= 1:
         problems.append(f"--max_reject_fraction {arguments.max_reject_fraction} is not a share: give 0 to 1")
     if arguments.workers < 1 or arguments.shard_megabytes < 1:
-        problems.append(f"--workers {arguments.workers} and --shard_megabytes {arguments.shard_megabytes} must be 1 or more")
+        problems.append(
+            f"--workers {arguments.workers} and --shard_megabytes {arguments.shard_megabytes} must be 1 or more"
+        )
     if arguments.history < 1:
-        problems.append(f"--history {arguments.history} must be 1 or more: a line without one before it answers nothing")
+        problems.append(
+            f"--history {arguments.history} must be 1 or more: a line without one before it answers nothing"
+        )
     unknown = [name for name in arguments.filter if name not in PATTERNS]
     if unknown:
         problems.append(f"--filter {' '.join(unknown)}: there is {', '.join(PATTERNS)}")
-    if arguments.min_turns < 0 or (arguments.max_turns is not None and arguments.max_turns < max(arguments.min_turns, 1)):
+    if arguments.min_turns < 0 or (
+        arguments.max_turns is not None and arguments.max_turns < max(arguments.min_turns, 1)
+    ):
         problems.append(f"--min_turns {arguments.min_turns} --max_turns {arguments.max_turns} leave nothing over")
     if arguments.persona and arguments.targets != "input":
-        problems.append(f"--persona {arguments.persona!r} and --targets {arguments.targets} both say what is learned: give one")
+        problems.append(
+            f"--persona {arguments.persona!r} and --targets {arguments.targets} both say what is learned: give one"
+        )
     share = re.fullmatch(r"(\d+)/(\d+)", arguments.part)
     if arguments.part and (share is None or not 1 <= int(share[1]) <= int(share[2])):
         problems.append(f"--part {arguments.part!r} is no i/n with i from 1 to n")
     if arguments.part and arguments.merge:
-        problems.append("--part encodes and --merge makes shards of it: give --merge in a run of its own, after all parts")
+        problems.append(
+            "--part encodes and --merge makes shards of it: give --merge in a run of its own, after all parts"
+        )
     if problems:
         raise UserError("\n".join(problems))
     check_executor(arguments.executor)

@@ -37,7 +37,8 @@ class Balance:
     tokens: int = 0
     """Stored tokens; turns that are repeated as context count each time."""
     targets_in: int = 0
-    """Tokens, with their EOS, of every turn with weight > 0 that is not the first of its conversation, duplicates and filtered aside."""
+    """Tokens, with their EOS, of every turn with weight > 0 that is not the first of its conversation, duplicates and
+    filtered aside."""
     targets_written: int = 0
     targets_cut: int = 0
     """Lost ends of targets that alone exceed max_seq_length."""
@@ -73,7 +74,8 @@ class Balance:
 
     @classmethod
     def of(cls, part: Part, wanted: np.ndarray, duplicates: np.ndarray) -> "Balance":
-        """Count the conversations of a part that are `wanted` ([conversations] bool); of them some may be `duplicates`."""
+        """Count the conversations of a part that are `wanted` ([conversations] bool); of them some may be
+        `duplicates`."""
         columns = part.columns
         filtered = wanted & (columns["rule"] > 0)
         twice = wanted & duplicates & ~filtered
@@ -135,7 +137,8 @@ class Balance:
         reasons = [*sorted(self.filtered.items()), *([("duplicates", self.duplicates)] if self.duplicates else [])]
         ratio = f"{self.text_bytes / self.text_tokens:.2f}" if self.text_tokens else "no"
         lines = [
-            f"records        {self.records:>13,} = conversations {self.conversations:,} + rejects {self.rejects.total():,}",
+            f"records        {self.records:>13,} = conversations {self.conversations:,} + rejects "
+            f"{self.rejects.total():,}",
             f"rejects        {self.rejects.total():>13,}   ({_listed(self.rejects.items())})",
             f"left out       {left_out:>13,}   ({_listed(reasons)})",
             f"without target {self.without_target:>13,}   conversations, counted and not written",

@@ -7,8 +7,8 @@ from typing import NamedTuple
 class Example(NamedTuple):
     """Turns `first` to `last` of a conversation: its tokens `begin` to `end`, counted through the conversation.
 
-    Turns before `new` are context, whatever their weight: they were learned in an earlier example. Where `begin` lies inside of turn
-    `first` or `end` inside of turn `last`, the rest of that turn is left out.
+    Turns before `new` are context, whatever their weight: they were learned in an earlier example. Where `begin` lies
+    inside of turn `first` or `end` inside of turn `last`, the rest of that turn is left out.
     """
 
     first: int
@@ -21,13 +21,15 @@ class Example(NamedTuple):
 def cut_conversation(lengths: list[int], weights: list[float], max_seq_length: int) -> list[Example]:
     """Cut a conversation into examples of at most `max_seq_length` tokens.
 
-    New turns are taken greedily behind the turn before the first new one; then whole earlier turns go in front while they
-    fit, with weight 0. Turns that lead to no target are left out. With lengths 5 6 7 4, all targets but the first turn,
+    New turns are taken greedily behind the turn before the first new one; then whole earlier turns go in front while
+    they fit, with weight 0. Turns that lead to no target are left out. With lengths 5 6 7 4, all targets but the first
+    turn,
     and a limit of 18:
 
         new 1 and 2 behind turn 0 (5+6+7 = 18); then new 3 behind turn 2 (7+4), and turn 1 in front of it (6+7+4 = 17).
 
-    A target that does not fit behind the turn before it gets what fits of that turn's end, at least its EOS; one as long as the limit or
+    A target that does not fit behind the turn before it gets what fits of that turn's end, at least its EOS; one as
+    long as the limit or
     longer loses its own end: it keeps `max_seq_length` - 1 tokens, so not its EOS.
 
     Args:

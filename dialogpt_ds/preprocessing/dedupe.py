@@ -17,7 +17,8 @@ def duplicates(digests: Iterable[np.ndarray], folder: Path) -> Iterator[np.ndarr
     Of the n conversations of all arrays, memory holds a bit each and n / BUCKETS hashes; the others lie in files.
 
     Args:
-        digests: [conversations, 2] uint64 each; two texts have one 128-bit hash by accident with a chance of n**2 / 2**129.
+        digests: [conversations, 2] uint64 each; two texts have one 128-bit hash by accident with a chance of n**2 /
+            2**129.
         folder: where the files may lie.
     """
     sizes = []

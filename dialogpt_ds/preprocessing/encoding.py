@@ -95,7 +95,9 @@ class PartEncoder:
             self._encode(conversation, weights, row, builder)
         builder.rows.append(row)
 
-    def _encode(self, conversation: Conversation, weights: list[float], row: ConversationRow, builder: "PartBuilder") -> None:
+    def _encode(
+        self, conversation: Conversation, weights: list[float], row: ConversationRow, builder: "PartBuilder"
+    ) -> None:
         """Encode a conversation's turns one behind the other, and cut them."""
         encode, eos = self.encode, self.eos_id
         ids: list[int] = []
@@ -115,7 +117,9 @@ class PartEncoder:
             pair = slice(new - 1, new + 1)
             self._cut(ids[ends[new - 1] : ends[new + 1]], lengths[pair], [0.0, weights[new]], row, builder)
 
-    def _cut(self, ids: list[int], lengths: list[int], weights: list[float], row: ConversationRow, builder: "PartBuilder") -> None:
+    def _cut(
+        self, ids: list[int], lengths: list[int], weights: list[float], row: ConversationRow, builder: "PartBuilder"
+    ) -> None:
         """Cut a run of turns into examples, and count its targets."""
         targets_in = sum([length for length, weight in zip(lengths, weights, strict=True) if weight > 0])
         lost = 0
@@ -171,7 +175,8 @@ def _to_numpy(numbers: list[int], dtype: np.dtype) -> np.ndarray:
 
 
 def digest_of(conversation: Conversation) -> tuple[tuple[int, int], int]:
-    """Return a 128-bit hash of a conversation's texts, equal for equal conversations wherever they come from, and their UTF-8 bytes.
+    """Return a 128-bit hash of a conversation's texts, equal for equal conversations wherever they come from, and their
+    UTF-8 bytes.
 
     What is hashed is the number of turns, the characters of each, and all texts one behind the other.
     """

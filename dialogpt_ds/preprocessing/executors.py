@@ -1,4 +1,5 @@
-"""Where parts are made: in this process, in processes of this machine, or on a Dask cluster; all are executors of concurrent.futures."""
+"""Where parts are made: in this process, in processes of this machine, or on a Dask cluster; all are executors of
+concurrent.futures."""
 
 import collections
 import multiprocessing
@@ -59,7 +60,9 @@ def _dask_client(name: str) -> Any:
     try:
         from distributed import Client
     except ImportError as error:
-        raise UserError(f"--executor {name!r} needs the package distributed: pip install 'dialogpt-ds[dask]'") from error
+        raise UserError(
+            f"--executor {name!r} needs the package distributed: pip install 'dialogpt-ds[dask]'"
+        ) from error
     address = name.removeprefix(DASK)
     try:
         return Client(f"tcp://{address}", timeout=10)
@@ -94,7 +97,8 @@ def in_order(in_flight: int, started: Iterable[tuple[_Item, Future[Any] | None]]
             yield first()
     except (BrokenExecutor, CancelledError) as error:
         raise RunError(
-            f"a worker process ended before its work ({error}); was it killed for want of memory? Finished parts are kept: run the same "
+            f"a worker process ended before its work ({error}); was it killed for want of memory? Finished parts are "
+            f"kept: run the same "
             "command again, with fewer --workers if need be"
         ) from error
     finally:

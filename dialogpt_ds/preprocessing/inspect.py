@@ -58,7 +58,9 @@ def _inspect(argv: list[str] | None) -> int:
         found = list(all_problems(directory) if arguments.verify else missing_or_cut(directory))
         if arguments.verify and not found:
             num_shards = len(directory.manifest.shardlist)
-            print(f"verified       every checksum and count of {directory.num_blocks:,} blocks in {num_shards:,} shards")
+            print(
+                f"verified       every checksum and count of {directory.num_blocks:,} blocks in {num_shards:,} shards"
+            )
         problems += found
     if problems:
         more = [f"... and {len(problems) - SHOWN_PROBLEMS:,} more"] if len(problems) > SHOWN_PROBLEMS else []
@@ -109,7 +111,11 @@ def _named(text: str, directory: ShardDirectory) -> int:
     if not (block.isdecimal() and within.isdecimal()):
         raise UserError(f"--at {text!r} is no BLOCK:EXAMPLE, as in 12:345")
     if int(block) >= len(sizes) or int(within) >= int(sizes[int(block)]):
-        has = f"block {block} has {sizes[int(block)]:,} examples" if int(block) < len(sizes) else f"there are {len(sizes):,} blocks"
+        has = (
+            f"block {block} has {sizes[int(block)]:,} examples"
+            if int(block) < len(sizes)
+            else f"there are {len(sizes):,} blocks"
+        )
         raise UserError(f"--at {text!r}: {directory.name} has no such example; {has}, counted from 0")
     return int(sizes[: int(block)].sum()) + int(within)
 
@@ -169,7 +175,9 @@ def draw_histograms(directories: list[ShardDirectory], path: Path) -> None:
             turns.update(shape.turns_per_example.tolist())
         for axes, counts in ((left, lengths), (right, turns)):
             places = np.arange(0, max(counts, default=0) + 2)
-            axes.stairs([counts[int(place)] for place in places[:-1]], places - 0.5, label=directory.name, linestyle=style)
+            axes.stairs(
+                [counts[int(place)] for place in places[:-1]], places - 0.5, label=directory.name, linestyle=style
+            )
     left.set(title="Tokens of an example", xlabel="tokens", ylabel="examples")
     right.set(title="Turns of an example", xlabel="turns", yscale="log")
     right.legend(fontsize=8)

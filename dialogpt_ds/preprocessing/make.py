@@ -40,7 +40,9 @@ def make_shards(arguments: ShardArguments, say: Say = print) -> dict[str, Manife
         RunError: more rejects than allowed, nothing to write, a full disk, or a worker process was killed.
     """
     check_arguments(arguments)
-    inputs = open_inputs(arguments.input, arguments.format, arguments.turn_weights, arguments.persona, arguments.history)
+    inputs = open_inputs(
+        arguments.input, arguments.format, arguments.turn_weights, arguments.persona, arguments.history
+    )
     try:
         return write_shards(arguments, inputs, say)
     except OSError as error:
@@ -69,7 +71,8 @@ def write_shards(arguments: ShardArguments, inputs: list[Input], say: Say) -> di
         if arguments.part:
             count = sum(1 for _ in _encoded_parts(arguments, inputs, output, share))
             say(
-                f"{output.parts}: share {arguments.part} is encoded, {count:,} parts; when all shares are, run the command with --merge"
+                f"{output.parts}: share {arguments.part} is encoded, {count:,} parts; when all shares are, run the "
+                f"command with --merge"
             )
             return {}
         assembly = Assembly(arguments, output)
@@ -86,7 +89,8 @@ def make_part(task: PartTask, settings: EncodingSettings, folder: Path) -> None:
 
 
 def peak_of_all(workers: int) -> int:
-    """Return the bytes of memory that this process and its workers had at most; pages that they share count for each."""
+    """Return the bytes of memory that this process and its workers had at most; pages that they share count for
+    each."""
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return peak_memory() + largest * (workers if workers > 1 else 1)
 
@@ -113,7 +117,9 @@ def _encoded_parts(
             if part.path.is_file():
                 yield part, None
             elif arguments.merge:
-                raise UserError(f"--merge: {part.path} is missing; run the share of --part again that has it (parts count from 0)")
+                raise UserError(
+                    f"--merge: {part.path} is missing; run the share of --part again that has it (parts count from 0)"
+                )
             else:
                 absolute = replace(task, source=replace(task.source, path=_absolute(task.source.path)))
                 yield part, executor.submit(make_part, absolute, settings, output.path.absolute())
@@ -128,7 +134,8 @@ def _absolute(path: str) -> str:
 
 
 def _assemble(assembly: "Assembly", arguments: ShardArguments, inputs: Sequence[Input], output: OutputFolder) -> None:
-    """Put all parts together in order; with --dedupe only when all are made, since an equal one may be in any of them."""
+    """Put all parts together in order; with --dedupe only when all are made, since an equal one may be in any of
+    them."""
     parts: Iterable[EncodedPart] = _encoded_parts(arguments, inputs, output, PartShare())
     if not arguments.dedupe:
         for part in parts:
@@ -146,7 +153,9 @@ class Assembly:
     def __init__(self, arguments: ShardArguments, output: OutputFolder) -> None:
         self.arguments = arguments
         self.output = output
-        self.writers = {split: ShardWriter(folder, arguments.shard_megabytes << 20) for split, folder in output.splits.items()}
+        self.writers = {
+            split: ShardWriter(folder, arguments.shard_megabytes << 20) for split, folder in output.splits.items()
+        }
         self.balances = {split: Balance() for split in output.splits}
         self.rejects: IO[str] | None = None
         self._lines: Counter[str] = Counter()
@@ -200,8 +209,10 @@ class Assembly:
         for split, balance in self.balances.items():
             if not balance.examples:
                 raise RunError(
-                    f"the {split} part has no example: {balance.conversations:,} of {whole.conversations:,} conversations came to it, "
-                    f"{balance.without_target:,} of them without a turn to learn. See --targets and --validation_fraction. "
+                    f"the {split} part has no example: {balance.conversations:,} of {whole.conversations:,} "
+                    f"conversations came to it, "
+                    f"{balance.without_target:,} of them without a turn to learn. See --targets and "
+                    f"--validation_fraction. "
                     "No manifest was written."
                 )
 
@@ -225,9 +236,14 @@ class Assembly:
         return manifests
 
     def _options(self, split: str) -> dict[str, Any]:
-        """Return what the manifest says of how the content was chosen; what is off goes without saying but for the contract's names."""
+        """Return what the manifest says of how the content was chosen; what is off goes without saying but for the
+        contract's names."""
         arguments = self.arguments
-        options: dict[str, Any] = {"targets": arguments.targets, "reverse": arguments.reverse, "two_turn": arguments.two_turn}
+        options: dict[str, Any] = {
+            "targets": arguments.targets,
+            "reverse": arguments.reverse,
+            "two_turn": arguments.two_turn,
+        }
         chosen = {
             "persona": arguments.persona,
             "dedupe": arguments.dedupe,

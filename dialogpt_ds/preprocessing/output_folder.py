@@ -1,4 +1,5 @@
-"""The output folder of a preprocessing run: whose it is, what is finished in it, and that one run works in it at a time."""
+"""The output folder of a preprocessing run: whose it is, what is finished in it, and that one run works in it at a
+time."""
 
 import json
 import shutil
@@ -55,7 +56,9 @@ class OutputFolder:
     def __init__(self, arguments: ShardArguments) -> None:
         self.path = Path(arguments.output).expanduser()
         names = (TRAIN, VALIDATION)
-        self.splits = {name: self.path / name for name in names} if arguments.validation_fraction else {TRAIN: self.path}
+        self.splits = (
+            {name: self.path / name for name in names} if arguments.validation_fraction else {TRAIN: self.path}
+        )
         """The folder with the shards of each split."""
 
     @property
@@ -95,7 +98,9 @@ class OutputFolder:
 
     def _in_use(self, name: str) -> UserError:
         holds = f"it holds {self.path / name}"
-        return UserError(f"--output {self.path}: another run is at work in it ({holds}); wait for its end, or name another folder")
+        return UserError(
+            f"--output {self.path}: another run is at work in it ({holds}); wait for its end, or name another folder"
+        )
 
     def prepare(self, configuration: dict[str, Any], share: PartShare) -> str:
         """Make the folder ready for this configuration; returns a notice for the person who runs it, or nothing.
@@ -133,7 +138,8 @@ class OutputFolder:
         foreign = self._shard_files()
         if foreign:
             raise UserError(
-                f"--output {self.path}: {foreign[0]} is there already, and no unfinished run that it could belong to; name another "
+                f"--output {self.path}: {foreign[0]} is there already, and no unfinished run that it could belong to; "
+                f"name another "
                 "folder, or delete it"
             )
         self.parts.mkdir(exist_ok=True)
@@ -150,7 +156,8 @@ class OutputFolder:
             return dict(report[CONFIGURATION_KEY])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"--output {self.path} holds finished shards, and its {REPORT} doesn't say of what ({error!r}); name another folder, or "
+                f"--output {self.path} holds finished shards, and its {REPORT} doesn't say of what ({error!r}); name "
+                f"another folder, or "
                 "delete them"
             ) from error
 

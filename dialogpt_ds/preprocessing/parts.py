@@ -1,10 +1,10 @@
 """Parts: a run of records from one input file, and what they became, as one file that is whole or absent.
 
-A PartTask says what a part is to be made of, an EncodedPart is its file, and a Part what is in that: a ConversationRow for each
-conversation, and the examples of all.
+A PartTask says what a part is to be made of, an EncodedPart is its file, and a Part what is in that: a ConversationRow
+for each conversation, and the examples of all.
 
-Where parts begin depends on the input alone, so any number of processes on any number of machines makes the same ones, and a run that was
-killed goes on from those that are finished.
+Where parts begin depends on the input alone, so any number of processes on any number of machines makes the same ones,
+and a run that was killed goes on from those that are finished.
 """
 
 import hashlib
@@ -190,7 +190,9 @@ class Part:
             facts = json.loads(arrays["facts"].tobytes())
             block = Block(**{name: arrays[f"block_{name}"] for name in Block.__dataclass_fields__})
             columns = {name: arrays[name] for name in COLUMN_TYPES}
-        return cls(columns, block, [Reject(*reject) for reject in facts["rejects"]], facts["num_lines"], facts["content_sum"])
+        return cls(
+            columns, block, [Reject(*reject) for reject in facts["rejects"]], facts["num_lines"], facts["content_sum"]
+        )
 
 
 class EncodedPart(NamedTuple):
@@ -210,13 +212,15 @@ class EncodedPart(NamedTuple):
         part = Part.load(self.path)
         if part.content_sum != self.content_sum:
             raise UserError(
-                f"{self.path} was made of other text than {self.source.path} gives now: the input has changed since. Delete "
+                f"{self.path} was made of other text than {self.source.path} gives now: the input has changed since. "
+                f"Delete "
                 f"{self.path.parent} and start anew."
             )
         return part
 
     def read_digests(self) -> np.ndarray:
-        """Return the hashes of the conversations that no rule leaves out; the others get one of their own, so that none equals them.
+        """Return the hashes of the conversations that no rule leaves out; the others get one of their own, so that none
+        equals them.
 
         Raises:
             UserError: the file is damaged.

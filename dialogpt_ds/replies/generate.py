@@ -45,8 +45,9 @@ def replies(
 ) -> list[str]:
     """Return the model's answer to the last turn of each conversation, sampled (nucleus 0.9; Holtzman et al. 2020).
 
-    The prompt is each turn followed by EOS, as in training; the answer ends at its EOS. Where the prompt and the answer don't fit into
-    the model's positions, the oldest tokens of the prompt go. All are generated as one batch; random numbers of others are left alone.
+    The prompt is each turn followed by EOS, as in training; the answer ends at its EOS. Where the prompt and the answer
+    don't fit into the model's positions, the oldest tokens of the prompt go. All are generated as one batch; random
+    numbers of others are left alone.
 
     Args:
         model: a causal language model of transformers, in whatever mode and precision.
@@ -54,11 +55,14 @@ def replies(
         conversations: turns, the newest last.
         seed: of the sampling.
         max_new_tokens: longest answer.
-        in_step: ranks go on together until the last has all its answers, as ZeRO-3 needs it. Then collective: every rank must call.
+        in_step: ranks go on together until the last has all its answers, as ZeRO-3 needs it. Then collective: every
+            rank must call.
         device: where the model computes; None: where its weights are.
     """
     encode = make_encoder(tokenizer)
-    prompts = [[token for turn in turns for token in [*encode(turn), tokenizer.eos_token_id]] for turns in conversations]
+    prompts = [
+        [token for turn in turns for token in [*encode(turn), tokenizer.eos_token_id]] for turns in conversations
+    ]
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit:
         max_new_tokens = min(max_new_tokens, limit - 1)
@@ -81,9 +85,10 @@ def replies(
         ):
             torch.manual_seed(seed)
             output = model.generate(
-                ids, attention_mask=mask, do_sample=True, top_p=0.9, top_k=0, temperature=1.0, max_new_tokens=max_new_tokens,
-                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, synced_gpus=in_step,
-                remove_invalid_values=True,  # logits that fp16 can't hold would end a long run here
+                ids, attention_mask=mask, do_sample=True, top_p=0.9, top_k=0, temperature=1.0,
+                max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+                synced_gpus=in_step, remove_invalid_values=True,
+                # logits that fp16 can't hold would end a long run here
             )  # fmt: skip
     finally:
         model.train(was_training)

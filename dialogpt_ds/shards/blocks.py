@@ -1,4 +1,5 @@
-"""A block: about a thousand examples as four arrays, and their form as members of a tar. Writer and reader share this module."""
+"""A block: about a thousand examples as four arrays, and their form as members of a tar. Writer and reader share this
+module."""
 
 import io
 import re
@@ -15,7 +16,8 @@ SMALL_MEMBERS = MEMBERS[1:]
 
 
 _USUAL_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype><[uf][248])', 'fortran_order': False, 'shape': \((?P<count>\d+),\), \} *\n",
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype><[uf][248])', 'fortran_order': False, 'shape': \((?P<count>\d+),\), "
+    rb"\} *\n",
     re.DOTALL,
 )
 """How `_to_npy` begins; NumPy's own reader of headers, which evaluates Python, takes a third of the time of a plan."""

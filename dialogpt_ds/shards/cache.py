@@ -40,7 +40,8 @@ class LostShardError(FetchError):
 
 
 class ShardCache:
-    """The shards of one remote directory on this node. Locks on files keep the processes of a node out of each other's way."""
+    """The shards of one remote directory on this node. Locks on files keep the processes of a node out of each other's
+    way."""
 
     def __init__(self, url: str, manifest: Manifest, settings: CacheSettings) -> None:
         self.url = url
@@ -120,7 +121,8 @@ class ShardCache:
         self._make_room(0)  # others may have come at the same time
 
     def _make_room(self, size: int) -> None:
-        """Delete the shards that were used longest ago until `size` more bytes fit. Open ones stay readable to who has them open."""
+        """Delete the shards that were used longest ago until `size` more bytes fit. Open ones stay readable to who has
+        them open."""
         with self._lock("cache", self.settings.folder):
             files = [(file.stat(), file) for file in self.settings.folder.glob("*/*.tar")]
             total = sum(stat.st_size for stat, _ in files)

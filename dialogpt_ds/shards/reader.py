@@ -32,9 +32,12 @@ class DamagedShardError(RunError):
 
 
 class ShardDirectory:
-    """A finished shard directory, opened for random access. Nothing is unpacked; only remote shards are copied, to a cache."""
+    """A finished shard directory, opened for random access. Nothing is unpacked; only remote shards are copied, to a
+    cache."""
 
-    def __init__(self, name: str, folder: Path, manifest: Manifest, index: Index, cache: ShardCache | None = None) -> None:
+    def __init__(
+        self, name: str, folder: Path, manifest: Manifest, index: Index, cache: ShardCache | None = None
+    ) -> None:
         self.name = name
         """As it was given: a path or a remote address."""
         self.folder = folder
@@ -46,7 +49,8 @@ class ShardDirectory:
 
     @classmethod
     def open(cls, path: str, what: str, cache: CacheSettings | None = None) -> "ShardDirectory":
-        """Open the shard directory `path`, named by the option `what`; `cache` says where shards of a remote one are kept.
+        """Open the shard directory `path`, named by the option `what`; `cache` says where shards of a remote one are
+        kept.
 
         Raises:
             UserError: it is missing, unfinished or damaged as far as a look at file sizes can tell.
@@ -108,7 +112,9 @@ class ShardDirectory:
 
     def _arrays(self, block: int, names: Sequence[str]) -> list[np.ndarray]:
         region = memoryview(self._map(block))
-        contents = members_of(region, int(self.index.offset[block]), self.index.crc32[block], names, self.place_of(block))
+        contents = members_of(
+            region, int(self.index.offset[block]), self.index.crc32[block], names, self.place_of(block)
+        )
         try:
             return [array_from_npy(contents[name]) for name in names]
         except ValueError as error:
@@ -127,7 +133,9 @@ class ShardDirectory:
         except LostShardError as error:
             raise DamagedShardError(f"{self.place_of(block)}: {error}") from error
         except (OSError, ValueError) as error:
-            raise DamagedShardError(f"{self.place_of(block)} can't be opened: {error}; is the disk still there?") from error
+            raise DamagedShardError(
+                f"{self.place_of(block)} can't be opened: {error}; is the disk still there?"
+            ) from error
         if len(self._maps) > OPEN_SHARDS:
             # Arrays that still point into the map keep it alive; only this reference goes.
             self._maps.popitem(last=False)
@@ -149,7 +157,9 @@ class ShardDirectory:
         return f"shard {where}, block {block}"
 
 
-def members_of(shard: memoryview, position: int, sums: np.ndarray, names: Sequence[str], place: str) -> dict[str, memoryview]:
+def members_of(
+    shard: memoryview, position: int, sums: np.ndarray, names: Sequence[str], place: str
+) -> dict[str, memoryview]:
     """Return the wanted members of a block, each checked against its CRC.
 
     Args:
@@ -177,7 +187,8 @@ def members_of(shard: memoryview, position: int, sums: np.ndarray, names: Sequen
             if not full_name.endswith(f".{name}") or crc != expected:
                 ends = f"; the file ends at {len(shard):,}" if len(content) < size else ""
                 raise DamagedShardError(
-                    f"{place}, member {full_name}, offset {position:,}: checksum {crc:08x}, expected {expected:08x}{ends}; "
+                    f"{place}, member {full_name}, offset {position:,}: checksum {crc:08x}, expected "
+                    f"{expected:08x}{ends}; "
                     "the file was altered or is damaged: copy or make the shard again"
                 )
             found[name] = content

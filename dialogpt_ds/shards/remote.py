@@ -38,12 +38,14 @@ class FetchError(RunError):
 
 
 def is_remote(path: str) -> bool:
-    """Return whether a path names a place that is read through gopen: SCHEME://..., or pipe:COMMAND with {} for a file's name."""
+    """Return whether a path names a place that is read through gopen: SCHEME://..., or pipe:COMMAND with {} for a
+    file's name."""
     return path.startswith("pipe:") or ("://" in path and not path.startswith("file://"))
 
 
 def address(directory: str, name: str) -> str:
-    """Return the address of the file `name` in a remote directory; what follows a `?`, such as a signature, stays at its end."""
+    """Return the address of the file `name` in a remote directory; what follows a `?`, such as a signature, stays at
+    its end."""
     if directory.startswith("pipe:"):
         return directory.replace("{}", shlex.quote(name))
     path, mark, query = directory.partition("?")

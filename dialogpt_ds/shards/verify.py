@@ -47,7 +47,10 @@ def _problems_of_shard(directory: ShardDirectory, file: Path, entry: ShardEntry,
                 yield problem
     found = sha256_of_file(file)
     if found != entry.sha256 and not problems:
-        yield f"shard {file}: sha256 {found}, the manifest says {entry.sha256}; its blocks are whole, something between them was altered"
+        yield (
+            f"shard {file}: sha256 {found}, the manifest says {entry.sha256}; its blocks are whole, something "
+            f"between them was altered"
+        )
 
 
 def _problem_of_block(directory: ShardDirectory, shard: memoryview, number: int) -> str | None:
@@ -57,7 +60,11 @@ def _problem_of_block(directory: ShardDirectory, shard: memoryview, number: int)
         tokens, lengths, weights, turns = (array_from_npy(members[name]) for name in MEMBERS)
     except (DamagedShardError, ValueError) as error:
         return str(error)
-    if int(turns.sum()) != len(lengths) or int(lengths.sum(dtype=np.int64)) != len(tokens) or len(lengths) != len(weights):
+    if (
+        int(turns.sum()) != len(lengths)
+        or int(lengths.sum(dtype=np.int64)) != len(tokens)
+        or len(lengths) != len(weights)
+    ):
         return f"{place}: its members don't belong together"
     block = Block(lengths, weights, turns, tokens)
     found = {

@@ -94,7 +94,9 @@ class ShardWriter:
         first = sum(shard.nsamples for shard in self.shards)
         blocks = len(self.rows["shard"]) - first
         examples, tokens, targets = (sum(self.rows[name][first:]) for name in ("examples", "tokens", "targets"))
-        self.shards.append(ShardEntry(path.name, path.stat().st_size, sha256_of_file(path), blocks, examples, tokens, targets))
+        self.shards.append(
+            ShardEntry(path.name, path.stat().st_size, sha256_of_file(path), blocks, examples, tokens, targets)
+        )
         self.file = self.tar = None
 
 

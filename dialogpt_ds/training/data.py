@@ -1,4 +1,5 @@
-"""The rows that a run trains on: where it is in them, who prepares them, and what all ranks do about a block that can't be read."""
+"""The rows that a run trains on: where it is in them, who prepares them, and what all ranks do about a block that can't
+be read."""
 
 import itertools
 import signal
@@ -57,13 +58,16 @@ class TrainingData:
     def num_skipped_examples(self) -> int:
         """Examples in those blocks: what each further epoch lacks."""
         directories = self.settings.directories
-        return sum(int(directories[n].index.examples[s.block]) for n, skips in enumerate(self.position.skipped) for s in skips)
+        return sum(
+            int(directories[n].index.examples[s.block]) for n, skips in enumerate(self.position.skipped) for s in skips
+        )
 
     def next_step(self) -> tuple[RankStep, list[str]]:
-        """Return this rank's share of the next optimizer step, and notes for the user. Collective: every rank must call.
+        """Return this rank's share of the next optimizer step, and notes for the user. Collective: every rank must
+        call.
 
-        A rank that can't read its rows says so before anybody computes. Then all stop with its message, or all leave out the same
-        blocks from the same row on and ask again.
+        A rank that can't read its rows says so before anybody computes. Then all stop with its message, or all leave
+        out the same blocks from the same row on and ask again.
 
         Raises:
             RunError: on every rank, with the message of the lowest rank that has one.
@@ -81,7 +85,8 @@ class TrainingData:
             said.append(self._skip_or_stop(failures))
 
     def look_ahead(self) -> bool:
-        """Get this rank's share of the step after the one that the device is at work on; returns whether it can't be had.
+        """Get this rank's share of the step after the one that the device is at work on; returns whether it can't be
+        had.
 
         Where all ranks tell each other so, and hear of none that can't (nobody_failed), next_step() need not ask them.
         """
@@ -128,7 +133,8 @@ class TrainingData:
             raise RunError(fatal[0].message)
         if self.settings.arguments.on_bad_block == "stop":
             raise RunError(
-                f"{_messages(blocks)}\nThe last complete checkpoint is untouched: mend the data and start the same command again, or give "
+                f"{_messages(blocks)}\nThe last complete checkpoint is untouched: mend the data and start the same "
+                f"command again, or give "
                 "--on_bad_block skip to train without what can't be read."
             )
         self.close()
@@ -136,14 +142,17 @@ class TrainingData:
         directories = self.settings.directories
         examples = sum(int(directories[b.source].index.examples[b.block]) for b in blocks)
         return (
-            f"warning: {len(blocks):,} of {sum(d.num_blocks for d in directories):,} blocks can't be read and are skipped from here on, "
-            f"{examples:,} examples; {self.num_skipped_blocks:,} blocks with {self.num_skipped_examples:,} examples in all:\n"
+            f"warning: {len(blocks):,} of {sum(d.num_blocks for d in directories):,} blocks can't be read and are "
+            f"skipped from here on, "
+            f"{examples:,} examples; {self.num_skipped_blocks:,} blocks with {self.num_skipped_examples:,} examples "
+            f"in all:\n"
             f"{_messages(blocks)}"
         )
 
     def _without(self, blocks: Sequence[BadBlock]) -> MixturePosition:
-        """Return the same position with `blocks` left out: from the next row on, or, where the plan of the window is lost with them,
-        from the window's first row on. Then the window is planned anew, and some of its examples come twice or not at all this time."""
+        """Return the same position with `blocks` left out: from the next row on, or, where the plan of the window is
+        lost with them, from the window's first row on. Then the window is planned anew, and some of its examples come
+        twice or not at all this time."""
         skipped = [list(skips) for skips in self.position.skipped]
         for bad in blocks:
             here = self.position.sources[bad.source]
@@ -161,10 +170,16 @@ def _messages(blocks: Sequence[BadBlock]) -> str:
 
 
 class _Steps(IterableDataset[RankStep | Failure]):
-    """A rank's share of every optimizer step from a position on. Of n workers, worker k makes the steps k, k + n, k + 2n, ..."""
+    """A rank's share of every optimizer step from a position on. Of n workers, worker k makes the steps k, k + n, k +
+    2n, ..."""
 
     def __init__(
-        self, directories: Sequence[ShardDirectory], key: MixtureKey, share: RankSlice, position: MixturePosition, padding_id: int
+        self,
+        directories: Sequence[ShardDirectory],
+        key: MixtureKey,
+        share: RankSlice,
+        position: MixturePosition,
+        padding_id: int,
     ) -> None:
         self.directories, self.key, self.share = directories, key, share
         self.position, self.padding_id = position, padding_id
@@ -214,22 +229,25 @@ def step_batches(
         num_workers=workers,
         prefetch_factor=STEPS_AHEAD if workers else None,
         multiprocessing_context="fork" if workers else None,  # a worker inherits the open shards
-        # No thread of torch's that pins: it waits for the rest of a message for ever where a worker is killed in the middle of one.
+        # No thread of torch's that pins: it waits for the rest of a message for ever where a worker is killed in the
+        # middle of one.
         pin_memory=False,
     )
     try:
         yield from _iterate(loader)
     except RuntimeError as error:  # torch's word for a worker that was killed
         yield Failure(
-            f"a data loading process ended: {error}. Was it killed for want of memory? --loader_workers 0 needs the least."
+            f"a data loading process ended: {error}. Was it killed for want of memory? --loader_workers 0 needs the "
+            f"least."
         )
 
 
 def _iterate(loader: DataLoader[RankStep | Failure]) -> Iterator[RankStep | Failure]:
     """Yield from a loader; the death of one of its processes is raised as RuntimeError here and nowhere else.
 
-    torch sets a signal handler that raises wherever the rank happens to be, be it in the middle of a collective that the others then
-    wait in. Without any, a process that is killed while it writes leaves a reader that waits for the rest of the message for ever.
+    torch sets a signal handler that raises wherever the rank happens to be, be it in the middle of a collective that
+    the others then wait in. Without any, a process that is killed while it writes leaves a reader that waits for the
+    rest of the message for ever.
     """
     handler_before = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)

@@ -65,7 +65,8 @@ def check_sources(directories: list[ShardDirectory]) -> None:
         for other in directories[:number]:
             if other.manifest.fingerprint == directory.manifest.fingerprint:
                 raise UserError(
-                    f"--train_input_file: {other.name!r} and {directory.name!r} hold the same shards; name one, with the sum of the weights"
+                    f"--train_input_file: {other.name!r} and {directory.name!r} hold the same shards; name one, with "
+                    f"the sum of the weights"
                 )
 
 
@@ -74,8 +75,10 @@ def check_cache(directories: list[ShardDirectory], cache: CacheSettings) -> None
     needed = sum(d.largest_shards(2 * SHARDS_PER_GROUP) for d in directories if d.cache is not None)
     if needed > cache.max_bytes:
         raise UserError(
-            f"--cache_gb {cache.max_bytes / 1e9:g} is too small for the remote shards in use at one time: the two groups of "
-            f"{SHARDS_PER_GROUP} shards of each directory that are read and fetched ahead have {needed / 1e9:.3g} GB; give that or more"
+            f"--cache_gb {cache.max_bytes / 1e9:g} is too small for the remote shards in use at one time: the two "
+            f"groups of "
+            f"{SHARDS_PER_GROUP} shards of each directory that are read and fetched ahead have {needed / 1e9:.3g} GB; "
+            f"give that or more"
         )
 
 
@@ -115,14 +118,17 @@ def shards_tokenizer(train: ShardDirectory) -> Any:
     if found != manifest.tokenizer["sha256"]:
         where = str(folder) if folder.is_dir() else manifest.tokenizer["name"]
         raise UserError(
-            f"tokenizer {where!r} is not the one that {train.folder} was made with: its vocabulary has sha256 {found[:12]}, the "
-            f"manifest says {manifest.tokenizer['sha256'][:12]}. Put the right tokenizer there, or make the shards again."
+            f"tokenizer {where!r} is not the one that {train.folder} was made with: its vocabulary has sha256 "
+            f"{found[:12]}, the "
+            f"manifest says {manifest.tokenizer['sha256'][:12]}. Put the right tokenizer there, or make the shards "
+            f"again."
         )
     return tokenizer
 
 
 def check_model_tokenizer(model: ModelSource, train: ShardDirectory) -> None:
-    """Refuse a loaded model whose tokenizer differs from the shards'; a folder without one says nothing, a .pkl has GPT-2's."""
+    """Refuse a loaded model whose tokenizer differs from the shards'; a folder without one says nothing, a .pkl has
+    GPT-2's."""
     if model.weights is None:
         return
     if is_pkl(model.weights):
@@ -137,37 +143,44 @@ def check_model_tokenizer(model: ModelSource, train: ShardDirectory) -> None:
     expected = train.manifest.tokenizer
     if found != expected["sha256"]:
         raise UserError(
-            f"--model {model.name!r} has a tokenizer with sha256 {found[:12]}, the shards in {train.folder} were made with "
-            f"{expected['name']!r}, sha256 {expected['sha256'][:12]}: make the shards again with --tokenizer {tokenizer}"
+            f"--model {model.name!r} has a tokenizer with sha256 {found[:12]}, the shards in {train.folder} were made "
+            f"with "
+            f"{expected['name']!r}, sha256 {expected['sha256'][:12]}: make the shards again with --tokenizer "
+            f"{tokenizer}"
         )
 
 
 def check_same_tokenizer(directory: ShardDirectory, what: str, train: ShardDirectory) -> None:
-    """Refuse a shard directory (named by the option `what`) made with another tokenizer than `train`; raises UserError."""
+    """Refuse a shard directory (named by the option `what`) made with another tokenizer than `train`; raises
+    UserError."""
     mine, theirs = directory.manifest.tokenizer, train.manifest.tokenizer
     if mine["sha256"] != theirs["sha256"] or directory.manifest.eos_id != train.manifest.eos_id:
         raise UserError(
             f"{what} {directory.name!r} was made with tokenizer {mine['name']!r} (sha256 {mine['sha256'][:12]}), "
-            f"--train_input_file {train.name!r} with {theirs['name']!r} ({theirs['sha256'][:12]}): make both with one tokenizer"
+            f"--train_input_file {train.name!r} with {theirs['name']!r} ({theirs['sha256'][:12]}): make both with one "
+            f"tokenizer"
         )
 
 
 def check_row_length(
     row_length: int, model: ModelSource, directories: list[ShardDirectory], evaluation: ShardDirectory | None
 ) -> None:
-    """Refuse rows that are longer than the model's positions, or shorter than what shards were made with; raises UserError."""
+    """Refuse rows that are longer than the model's positions, or shorter than what shards were made with; raises
+    UserError."""
     limit = model.max_positions
     made = max(directory.manifest.max_seq_length for directory in directories)
     if limit is not None and row_length > limit:
         raise UserError(
-            f"--max_seq_length {row_length} is more than the {limit} positions of model {model.name!r}: give at most {limit}"
-            + (f", and make shards of at most {limit}" if made > limit else "")
+            f"--max_seq_length {row_length} is more than the {limit} positions of model {model.name!r}: give at most "
+            f"{limit}" + (f", and make shards of at most {limit}" if made > limit else "")
         )
     named = [(directory, "--train_input_file") for directory in directories]
     for directory, name in [*named, *([(evaluation, "--eval_input_file")] if evaluation else [])]:
         if row_length < directory.manifest.max_seq_length:
             made = directory.manifest.max_seq_length
             raise UserError(
-                f"--max_seq_length {row_length} is below the limit of {made} tokens that {name} {directory.name!r} was made "
-                f"with, so its longest examples would not fit: give {made} or more, or make shards with --max_seq_length {row_length}"
+                f"--max_seq_length {row_length} is below the limit of {made} tokens that {name} {directory.name!r} "
+                f"was made "
+                f"with, so its longest examples would not fit: give {made} or more, or make shards with "
+                f"--max_seq_length {row_length}"
             )

@@ -71,7 +71,9 @@ class DivergenceWatch:
                 if last is None
                 else f"the last good loss was {last:.4f} at step {state.last_good_step:,}"
             )
-            return Verdict(end=f"{end} (loss {loss:.4f}, gradient norm {_or_unknown(norm)}, learning rate {rate:.3e}); {good}")
+            return Verdict(
+                end=f"{end} (loss {loss:.4f}, gradient norm {_or_unknown(norm)}, learning rate {rate:.3e}); {good}"
+            )
         if not result.applied:
             return Verdict(warning=self._warning_of_a_skip(scale))
         spike = self._spike(loss)
@@ -79,8 +81,10 @@ class DivergenceWatch:
         if spike is None:
             return Verdict()
         warning = (
-            f"warning: the loss of step {state.global_step:,} jumped to {loss:.4f}, usual are {spike} (gradient norm {_or_unknown(norm)}, "
-            f"learning rate {rate:.3e}). If it does not come back within some hundred steps: a lower learning_rate, a longer warm-up, or "
+            f"warning: the loss of step {state.global_step:,} jumped to {loss:.4f}, usual are {spike} (gradient norm "
+            f"{_or_unknown(norm)}, "
+            f"learning rate {rate:.3e}). If it does not come back within some hundred steps: a lower learning_rate, a "
+            f"longer warm-up, or "
             "gradient_clipping below 1"
         )
         return Verdict(warning=warning)
@@ -98,14 +102,16 @@ class DivergenceWatch:
         return None
 
     def _warning_of_a_skip(self, scale: Scale) -> str | None:
-        """Return a line for an update that was skipped; fp16's scaler does that by design while it looks for its scale."""
+        """Return a line for an update that was skipped; fp16's scaler does that by design while it looks for its
+        scale."""
         step, count = self.state.global_step, self.state.skips_in_a_row
         if self.settings.precision != "fp16":
             return f"warning: the gradient of step {step:,} is not finite; its update was skipped on all ranks"
         if count < 5 or count & (count - 1):  # at 8, 16, 32, ... in a row
             return None
         return (
-            f"warning: {count} updates in a row were skipped, because gradients overflow fp16; its loss scale is {scale.after:g} now "
+            f"warning: {count} updates in a row were skipped, because gradients overflow fp16; its loss scale is "
+            f"{scale.after:g} now "
             f"(the run ends after {self.limit:,})"
         )
 
@@ -131,7 +137,8 @@ class DivergenceWatch:
 
 
 def allowed_skips(settings: Settings) -> int:
-    """Return how many updates in a row may be skipped: --max_skipped_steps, and all that fp16's loss scale needs to come down."""
+    """Return how many updates in a row may be skipped: --max_skipped_steps, and all that fp16's loss scale needs to
+    come down."""
     fp16 = settings.deepspeed.get("fp16", {})
     if settings.precision != "fp16" or fp16.get("loss_scale"):
         return settings.arguments.max_skipped_steps
@@ -163,7 +170,9 @@ def divergence_error(
         beat: told of each row, so that the search is not taken for a hang.
     """
     if settings.precision == "fp16":
-        advice = "train in bf16 or fp32 (fp16 holds nothing above 65,504), lower learning_rate, or lengthen warmup_steps"
+        advice = (
+            "train in bf16 or fp32 (fp16 holds nothing above 65,504), lower learning_rate, or lengthen warmup_steps"
+        )
     else:
         advice = "lower learning_rate, lengthen warmup_steps, or lower gradient_clipping"
     if found.saved_step is None:
@@ -174,10 +183,14 @@ def divergence_error(
     if failures:
         rows = f"they can't be read again: {failures[0]}"
     else:
-        rows = "\n  ".join(_lines(_losses_of_rows(batches, engine, settings, device, beat), _weights_are_broken(engine, device)))
+        rows = "\n  ".join(
+            _lines(_losses_of_rows(batches, engine, settings, device, beat), _weights_are_broken(engine, device))
+        )
     return RunError(
-        f"step {found.step:,}: training has diverged: {found.why}.\nThe step's rows, each run once more with the weights as they are:"
-        f"\n  {rows}\nNothing of this step was saved; {saved}. What helps: {advice}. If a few rows stand out, look at them "
+        f"step {found.step:,}: training has diverged: {found.why}.\nThe step's rows, each run once more with the "
+        f"weights as they are:"
+        f"\n  {rows}\nNothing of this step was saved; {saved}. What helps: {advice}. If a few rows stand out, look at "
+        f"them "
         "(inspect_shards.py --at)."
     )
 
@@ -197,7 +210,8 @@ class RowLoss:
 def _rows_again(
     settings: Settings, before: MixturePosition, device: torch.device
 ) -> tuple[list[tuple[int, MicroBatch, str]], list[str]]:
-    """Return this rank's rows of a step, each with its number and its examples' places; and what ranks that can't read theirs say.
+    """Return this rank's rows of a step, each with its number and its examples' places; and what ranks that can't read
+    theirs say.
 
     Collective: every rank must call.
     """
@@ -236,7 +250,9 @@ def _losses_of_rows(
             for row, batch, places in batches:
                 beat(f"looking at row {row} of the step that diverged")
                 sums: LossSums = engine(**to_tensors(batch, device, turn_ids))
-                mine.append(RowLoss(row, float(sums.nll_by_turn.sum()) / max(int((batch.labels >= 0).sum()), 1), places))
+                mine.append(
+                    RowLoss(row, float(sums.nll_by_turn.sum()) / max(int((batch.labels >= 0).sum()), 1), places)
+                )
     finally:
         engine.train(was_training)
     return [found for theirs in all_gather(mine) for found in theirs]
@@ -246,12 +262,16 @@ def _lines(rows: list[RowLoss], weights_are_broken: bool) -> list[str]:
     """Return what to say of the rows: those whose loss is not finite, else those with the highest."""
     broken = [row for row in rows if not math.isfinite(row.loss)]
     if len(broken) == len(rows) and (weights_are_broken or len(rows) > 1):
-        return [f"all {len(rows):,} rows have a loss that is not finite: it is the weights that are broken, not the data"]
+        return [
+            f"all {len(rows):,} rows have a loss that is not finite: it is the weights that are broken, not the data"
+        ]
     if broken:
         head = f"{len(broken):,} of {len(rows):,} rows have a loss that is not finite:"
     else:
         head = f"all {len(rows):,} rows have a finite loss, {min(r.loss for r in rows):.4f} at least; the highest:"
-    shown = sorted(broken or rows, key=lambda row: (-row.loss if math.isfinite(row.loss) else 0.0, row.row))[:SHOWN_ROWS]
+    shown = sorted(broken or rows, key=lambda row: (-row.loss if math.isfinite(row.loss) else 0.0, row.row))[
+        :SHOWN_ROWS
+    ]
     return [head, *(f"row {row.row:,}: loss {row.loss:.4f}: {row.places}" for row in shown)]
 
 

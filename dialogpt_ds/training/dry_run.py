@@ -15,7 +15,14 @@ from dialogpt_ds.hardware import GIB, device_of_run
 from dialogpt_ds.launching.op_folder import build_notice
 from dialogpt_ds.model.attention import Isolation
 from dialogpt_ds.model.gpu_specs import CONTEXT
-from dialogpt_ds.model.memory import States, bytes_on_gpu, largest_layer, model_states, peak_of_this_process, states_of_run
+from dialogpt_ds.model.memory import (
+    States,
+    bytes_on_gpu,
+    largest_layer,
+    model_states,
+    peak_of_this_process,
+    states_of_run,
+)
 from dialogpt_ds.model.micro_batch_trace import Trace
 from dialogpt_ds.model.workload import Workload
 from dialogpt_ds.order.mixture import MixturePosition
@@ -40,8 +47,8 @@ HOW: dict[Isolation, str] = {
 def dry_run(settings: Settings) -> None:
     """Print what the run of `settings` would be and need, and take two steps of it.
 
-    The steps are taken by this process alone, with a rank's micro-batches; what depends on the number of processes is computed for the
-    number that `settings` has.
+    The steps are taken by this process alone, with a rank's micro-batches; what depends on the number of processes is
+    computed for the number that `settings` has.
     """
     alone, notes = _for_one_process(settings)
     torch.manual_seed(settings.arguments.seed)
@@ -70,9 +77,16 @@ def dry_run(settings: Settings) -> None:
     print(memory_table(states, traced, settings, planning))
     if planning.gpu is not None and traced is not None:
         own = states_of_run(states, settings.zero_stage, settings.offload)
-        print(forecast(settings, planning, traced, None if own is None else memory_on_gpu(own, traced, settings, planning)))
+        print(
+            forecast(
+                settings, planning, traced, None if own is None else memory_on_gpu(own, traced, settings, planning)
+            )
+        )
     print(f"two steps in one process ({device.type}, {alone.precision}): {'; '.join(taken.lines)}")
-    print(f"at most {taken.peak_bytes / GIB:.2f} GiB {'on the GPU' if device.type == 'cuda' else 'of memory'} in this process")
+    print(
+        f"at most {taken.peak_bytes / GIB:.2f} GiB {'on the GPU' if device.type == 'cuda' else 'of memory'} in this "
+        f"process"
+    )
     print("dry run: nothing was written")
 
 
@@ -88,7 +102,10 @@ def _for_one_process(settings: Settings) -> tuple[Settings, list[str]]:
     if troubles:
         kept = {name: block for name, block in zero.items() if name not in ("offload_optimizer", "offload_param")}
         deepspeed |= {"zero_optimization": kept}
-        notes.append("the steps of the dry run are without offload, which this machine can't do: " + "; ".join(map(str, troubles)))
+        notes.append(
+            "the steps of the dry run are without offload, which this machine can't do: "
+            + "; ".join(map(str, troubles))
+        )
     alone = replace(settings, world=World(0, 1, 0), batch=batch, deepspeed=deepspeed)
     if settings.precision == "fp16" and not get_accelerator().is_fp16_supported():
         without = {"fp16": deepspeed["fp16"] | {"enabled": False}}
@@ -135,7 +152,9 @@ def _traced(settings: Settings, planning: Planning, workload: Workload) -> Trace
     try:
         return trace_of(settings, planning, workload)
     except Exception as error:  # of a model whose code asks for numbers, which the device has none of
-        print(f"this model does not run on PyTorch's device meta ({in_a_line(error)}), so its activations are not counted")
+        print(
+            f"this model does not run on PyTorch's device meta ({in_a_line(error)}), so its activations are not counted"
+        )
         return None
 
 
@@ -150,10 +169,14 @@ def memory_table(states: list[States], traced: Trace | None, settings: Settings,
     own = states_of_run(states, settings.zero_stage, settings.offload)
     width = max(len(state.name) for state in states)
     head = (
-        f"memory with {world:,} GPU{'s' * (world != 1)} in {settings.precision}, GiB (weights, gradients and optimizer as DeepSpeed "
+        f"memory with {world:,} GPU{'s' * (world != 1)} in {settings.precision}, GiB (weights, gradients and "
+        f"optimizer as DeepSpeed "
         f"estimates them; {_micro_batch(traced, settings, planning)}; {CONTEXT / GIB:.1f} are for CUDA and NCCL)"
     )
-    lines = [head, f"  {'':<{width}}  {'each GPU':>9}  {'+ micro-batch':>14}  {'+ buffers, CUDA':>16}  {'each host':>10}"]
+    lines = [
+        head,
+        f"  {'':<{width}}  {'each GPU':>9}  {'+ micro-batch':>14}  {'+ buffers, CUDA':>16}  {'each host':>10}",
+    ]
     for state in states:
         whole = memory_on_gpu(state, traced, settings, planning)
         alone, both, full, host = (number / GIB for number in (state.device, state.device + peak, whole, state.host))
@@ -172,6 +195,7 @@ def _micro_batch(traced: Trace | None, settings: Settings, planning: Planning) -
         return "what a micro-batch needs is not counted"
     device = planning.gpu.name if planning.gpu else "a GPU of compute capability {}.{}".format(*planning.capability)
     return (
-        f"{settings.batch.micro} rows of {settings.row_length} on {device} with {HOW[planning.planned.isolation]}, by the shapes of all "
+        f"{settings.batch.micro} rows of {settings.row_length} on {device} with {HOW[planning.planned.isolation]}, by "
+        f"the shapes of all "
         f"tensors: {traced.kept.total() / GIB:.2f} kept for the backward pass, {traced.peak / GIB:.2f} at most"
     )

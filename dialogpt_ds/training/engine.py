@@ -30,7 +30,8 @@ class Engine(Protocol):
     """Updates that were skipped so far, since their gradients were not finite."""
 
     def __call__(self, **inputs: Any) -> LossSums:
-        """Compute the sums of a micro-batch. Under ZeRO-3 collective, as backward, and step at the end of an accumulation, always are."""
+        """Compute the sums of a micro-batch. Under ZeRO-3 collective, as backward, and step at the end of an
+        accumulation, always are."""
 
     def backward(self, loss: torch.Tensor) -> Any:
         """Add up gradients."""
@@ -58,10 +59,13 @@ class Engine(Protocol):
 
 
 def model_of(settings: Settings) -> Any:
-    """Build the model with its first weights, and check that it can be trained as the run wants it; raises UserError."""
+    """Build the model with its first weights, and check that it can be trained as the run wants it; raises
+    UserError."""
     arguments = settings.arguments
     model = build_model(settings.model, arguments.init_checkpoint or None)
-    wants = Wants(arguments.packing, not arguments.no_token_id, arguments.activation_checkpointing, arguments.chunked_head)
+    wants = Wants(
+        arguments.packing, not arguments.no_token_id, arguments.activation_checkpointing, arguments.chunked_head
+    )
     check_model(model, settings.model.name, wants)
     set_attention(model, arguments.attention, settings.precision, arguments.dropout)
     return model
@@ -82,7 +86,9 @@ def start_engine(settings: Settings, model: Any) -> Engine:
 
     def make_scheduler(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
         # LambdaLR counts from 0 and multiplies the base rate. DeepSpeed steps it for applied steps only.
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda applied: schedule.rate(applied + 1) / schedule.learning_rate)
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda applied: schedule.rate(applied + 1) / schedule.learning_rate
+        )
 
     engine, _, _, _ = deepspeed.initialize(
         model=loss,
@@ -112,7 +118,8 @@ def _compile_loss(settings: Settings, loss: TargetLoss) -> None:
     problem = compile_loss(device, vocabulary, DTYPES[settings.precision])
     if problem and settings.world.is_first:
         print(
-            f"warning: the loss can't be compiled ({problem}), and takes several times as long without: Triton and a C compiler "
+            f"warning: the loss can't be compiled ({problem}), and takes several times as long without: Triton and a "
+            f"C compiler "
             "are needed for it (on Debian, apt-get install gcc)",
             file=sys.stderr,
         )
@@ -125,7 +132,10 @@ def restore_schedule(engine: Engine, learning_rate: float) -> None:
     """
     scheduler = engine.lr_scheduler
     scheduler.base_lrs = [learning_rate for _ in scheduler.base_lrs]
-    rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    rates = [
+        base * factor(scheduler.last_epoch)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
     for group, value in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"], group["initial_lr"] = value, learning_rate
     scheduler._last_lr = rates
@@ -139,10 +149,11 @@ def parameter_group_names(engine: Engine) -> list[list[str]]:
 
 
 def _undo_trial_step(optimizer: Any) -> None:
-    """Take back the update with zero gradients that DeepSpeed's ZeRO-0 half-precision optimizers make to allocate their state.
+    """Take back the update with zero gradients that DeepSpeed's ZeRO-0 half-precision optimizers make to allocate their
+    state.
 
-    Without this, Adam's bias correction is one step ahead (the first real update has 0.74 of its size) and the weights have decayed
-    once; measured with DeepSpeed 0.19.8.
+    Without this, Adam's bias correction is one step ahead (the first real update has 0.74 of its size) and the weights
+    have decayed once; measured with DeepSpeed 0.19.8.
     """
     for state in optimizer.optimizer.state.values():
         if "step" in state:
@@ -180,10 +191,11 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
 
 
 def missing_loss_scale(engine: Engine) -> float:
-    """Return the loss scale that DeepSpeed's ZeRO-0 fp16 optimizers divide gradients by, but its backward() leaves out; else 1.
+    """Return the loss scale that DeepSpeed's ZeRO-0 fp16 optimizers divide gradients by, but its backward() leaves out;
+    else 1.
 
-    Without this the gradients are smaller by the loss scale: what fp16 can't hold of them is lost, none is ever clipped, and Adam's
-    epsilon is no longer small beside them. Measured with DeepSpeed 0.19.8.
+    Without this the gradients are smaller by the loss scale: what fp16 can't hold of them is lost, none is ever
+    clipped, and Adam's epsilon is no longer small beside them. Measured with DeepSpeed 0.19.8.
     """
     scaling = getattr(engine.optimizer, "loss_scale_config", None)
     return float(scaling.cur_scale) if scaling is not None and scaling.use_grad_scaling else 1.0

@@ -46,12 +46,15 @@ def evaluate(
     turn_ids: bool,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Evaluate on all rows of one epoch of `stream`; None where a rank was asked to stop. Collective: every rank must call.
+    """Evaluate on all rows of one epoch of `stream`; None where a rank was asked to stop. Collective: every rank must
+    call.
 
-    All ranks run the same number of forward passes, since ZeRO-3 gathers weights in each; a rank without rows left runs on padding.
+    All ranks run the same number of forward passes, since ZeRO-3 gathers weights in each; a rank without rows left runs
+    on padding.
 
     Raises:
-        RunError: on every rank, where one can't read a block; a figure without it could not be compared with the others.
+        RunError: on every rank, where one can't read a block; a figure without it could not be compared with the
+            others.
     """
     groups = len(TURN_GROUPS)
     nll = torch.zeros(groups, dtype=torch.float64, device=device)
@@ -75,11 +78,16 @@ def evaluate(
     torch.distributed.all_reduce(everywhere)
     total_nll, totals = everywhere.tolist()
     by_group = zip(TURN_GROUPS, total_nll, totals, strict=True)
-    return Evaluation(sum(total_nll) / sum(totals), int(sum(totals)), {name: total / n for name, total, n in by_group if n})
+    return Evaluation(
+        sum(total_nll) / sum(totals), int(sum(totals)), {name: total / n for name, total, n in by_group if n}
+    )
 
 
-def _batches(stream: RowStream, world: World, rows_per_rank: int, padding_id: int, device: torch.device) -> Iterator[MicroBatch]:
-    """Yield this rank's batches, all of one shape, so that nothing is compiled anew. Collective: every rank must go on with it.
+def _batches(
+    stream: RowStream, world: World, rows_per_rank: int, padding_id: int, device: torch.device
+) -> Iterator[MicroBatch]:
+    """Yield this rank's batches, all of one shape, so that nothing is compiled anew. Collective: every rank must go on
+    with it.
 
     They are laid out while the device is at work on those before; only for a new window the ranks wait for each other.
     """

@@ -78,7 +78,9 @@ def _memory_line(settings: Settings, gpu: Gpu, memory: int | None) -> str:
 
 def _category_lines(cost: MicroBatchCost, layout: Layout, step: StepCost) -> list[str]:
     """Return the table of what takes a step's time."""
-    rows: list[tuple[str, float]] = [(name, layout.accumulation * seconds) for name, seconds in cost.by_category.items()]
+    rows: list[tuple[str, float]] = [
+        (name, layout.accumulation * seconds) for name, seconds in cost.by_category.items()
+    ]
     rows += [
         ("waiting for the host", step.waiting_for_host),
         ("communication", step.communication),

@@ -48,7 +48,9 @@ Outcome = Literal["not evaluated", "evaluated", "improved"]
 class TrainingRun:
     """A run in progress. Every method that computes is collective: every rank must call."""
 
-    def __init__(self, settings: Settings, requests: StopRequests, watch: HangWatch, model: Any, device: torch.device) -> None:
+    def __init__(
+        self, settings: Settings, requests: StopRequests, watch: HangWatch, model: Any, device: torch.device
+    ) -> None:
         self.settings, self.requests, self.watch, self.device = settings, requests, watch, device
         self.arguments = settings.arguments
         self.world = settings.world
@@ -90,8 +92,8 @@ class TrainingRun:
         if differences:
             self.state.begin_epoch(0)
             self.notes.append(
-                "--changed_order restart: another order of rows than the checkpoint's; the rows begin at the first of the new one:\n  "
-                + "\n  ".join(differences)
+                "--changed_order restart: another order of rows than the checkpoint's; the rows begin at the first of "
+                "the new one:\n  " + "\n  ".join(differences)
             )
         return position
 
@@ -124,7 +126,9 @@ class TrainingRun:
         result = train_step(self.engine, step, self.device, self.turn_ids, self._report)
         seconds = time.perf_counter() - started
         self.state.add_step(step, result.loss, seconds, self.settings.row_length)
-        verdict = self.divergence.judge(result, rate, Scale(scale, loss_scale(self.engine), lowest_loss_scale(self.engine)))
+        verdict = self.divergence.judge(
+            result, rate, Scale(scale, loss_scale(self.engine), lowest_loss_scale(self.engine))
+        )
         self._record(step, result, rate, seconds, verdict.warning)
         if verdict.end is not None:
             diverged = Diverged(self.state.global_step, verdict.end, before, self.saver.saved_step)
@@ -145,7 +149,8 @@ class TrainingRun:
         return step, replace(before, skipped=self.data.position.skipped)
 
     def _report(self) -> RankReport:
-        """Return what this rank reports to the others. The device is still at work on the step, so rows of the next are looked for."""
+        """Return what this rank reports to the others. The device is still at work on the step, so rows of the next are
+        looked for."""
         failed = False
         if self.steps_left > 1:
             self.watch.beat(f"waiting for the rows of step {self.state.global_step + 2}")
@@ -178,7 +183,8 @@ class TrainingRun:
         self._say(warning)
 
     def _evaluate_if_due(self) -> Outcome:
-        """Evaluate at a step that is one to evaluate at and was not evaluated yet; a run that is to stop leaves it to the resume."""
+        """Evaluate at a step that is one to evaluate at and was not evaluated yet; a run that is to stop leaves it to
+        the resume."""
         step = self.state.global_step
         at_this_step = step > 0 and (step % self.arguments.valid_step == 0 or not self.steps_left)
         if (
@@ -198,7 +204,8 @@ class TrainingRun:
     def _save_is_due(self, outcome: Outcome) -> bool:
         step = self.state.global_step
         if self.saver.saved_step == step or step == 0:
-            # A checkpoint from before its own evaluation, which a stop leaves, is made anew: else each resume would evaluate it.
+            # A checkpoint from before its own evaluation, which a stop leaves, is made anew: else each resume would
+            # evaluate it.
             return outcome != "not evaluated"
         at_interval = step % self.settings.save_step == 0 or not self.steps_left
         asked_for = self.checkpoint_wanted or self.stop_reason is not None
@@ -211,16 +218,26 @@ class TrainingRun:
         settings, state = self.settings, self.state
         text = yaml.safe_dump(without_secrets(settings.what_runs()), sort_keys=False, allow_unicode=True)
         replace_text(settings.output_dir / "run_config.yaml", text)
-        replace_text(settings.output_dir / "ds_config.json", json.dumps(without_secrets(settings.deepspeed), indent=2) + "\n")
+        replace_text(
+            settings.output_dir / "ds_config.json", json.dumps(without_secrets(settings.deepspeed), indent=2) + "\n"
+        )
         facts = partial(run_facts, settings, self.num_parameters, self.peak)
-        self.recorder = Recorder(self.arguments, settings.output_dir, settings.log_dir, state.global_step, state.wandb_id, facts)
+        self.recorder = Recorder(
+            self.arguments, settings.output_dir, settings.log_dir, state.global_step, state.wandb_id, facts
+        )
         state.wandb_id = self.recorder.wandb.run_id
         attention = self.engine.module.model.config._attn_implementation
         wandb_mode = self.recorder.wandb.mode_text
-        self.recorder.say(start_table(settings, self.num_parameters, attention, wandb_mode, state.global_step, self.peak))
+        self.recorder.say(
+            start_table(settings, self.num_parameters, attention, wandb_mode, state.global_step, self.peak)
+        )
         self._say(*self.notes)
         folder = self.saver.folder
-        if state.best_eval_loss is not None and state.best_step in folder.steps() and folder.pointer(BEST) != state.best_step:
+        if (
+            state.best_eval_loss is not None
+            and state.best_step in folder.steps()
+            and folder.pointer(BEST) != state.best_step
+        ):
             folder.point(BEST, state.best_step)  # the run was killed between the save and the pointer
 
     def _evaluate(self, directory: ShardDirectory) -> Outcome:
@@ -281,10 +298,12 @@ class TrainingRun:
         step = self.state.global_step
         if self.saver.saved_step != step:
             raise RunError(
-                f"stopped by {reason} after step {step:,}, which could not be saved; the last complete checkpoint is kept"
+                f"stopped by {reason} after step {step:,}, which could not be saved; the last complete checkpoint is "
+                f"kept"
             )
         self.last_words = (
-            f"stopped by {reason}: step {step:,} of {self.arguments.num_optim_steps:,} is saved in {self.saver.folder.path(step)}; "
+            f"stopped by {reason}: step {step:,} of {self.arguments.num_optim_steps:,} is saved in "
+            f"{self.saver.folder.path(step)}; "
             "the same command goes on from it"
         )
         return exit_code_of(reason)
@@ -307,7 +326,8 @@ class TrainingRun:
         self.last_words = end_summary(self.settings, self.state, self.clock.line(self.state), counts, places)
         if self.saver.saved_step != step:
             raise RunError(
-                f"the run is at its end and its model is exported, but the checkpoint of step {step:,} could not be saved"
+                f"the run is at its end and its model is exported, but the checkpoint of step {step:,} could not be "
+                f"saved"
             )
 
     def _say(self, *lines: str | None) -> None:
@@ -317,7 +337,8 @@ class TrainingRun:
                 self.recorder.say(line)
 
     def close(self, code: int) -> None:
-        """End what only rank 0 has: the logs, and a wandb server that may take its time. No collective; does nothing the second time."""
+        """End what only rank 0 has: the logs, and a wandb server that may take its time. No collective; does nothing
+        the second time."""
         if self.recorder is None:
             return
         recorder, self.recorder = self.recorder, None

@@ -56,7 +56,8 @@ class LaunchedRank:
 def machine_troubles(rank: LaunchedRank) -> list[Trouble]:
     """Return what would make the run fail on this host, and warnings.
 
-    The former is looked for by every rank, the latter by the first on each host. No ssh, no network; torch must be imported already.
+    The former is looked for by every rank, the latter by the first on each host. No ssh, no network; torch must be
+    imported already.
     """
     import torch
 
@@ -103,7 +104,8 @@ def _offload_troubles(deepspeed: dict[str, Any]) -> Iterator[Trouble]:
 
 
 def offload_troubles_here(deepspeed: dict[str, Any]) -> list[Trouble]:
-    """Return what this machine lacks for the offload of a configuration, compilers included; DeepSpeed must be imported already."""
+    """Return what this machine lacks for the offload of a configuration, compilers included; DeepSpeed must be imported
+    already."""
     on_gpu = device_of_run() != "cpu"
     to_build = unbuilt(offload_ops(deepspeed, on_gpu), built_ahead(on_gpu))
     return [*_offload_troubles(deepspeed), *op_troubles(to_build, find_build_tools())]

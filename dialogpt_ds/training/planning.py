@@ -1,4 +1,5 @@
-"""What a run is to be on GPUs that need not be here: its model, its micro-batch on the meta device, and its layout over them."""
+"""What a run is to be on GPUs that need not be here: its model, its micro-batch on the meta device, and its layout over
+them."""
 
 import os
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def check_gpu(settings: Settings) -> None:
 
 
 def planning_of(settings: Settings, model: Any) -> Planning:
-    """Look at a model, in fp32 on the CPU, for the GPU of --gpu, else this machine's, else one of compute capability 8.0."""
+    """Look at a model, in fp32 on the CPU, for the GPU of --gpu, else this machine's, else one of compute capability
+    8.0."""
     arguments = settings.arguments
     gpu = gpu_of(arguments.gpu) if arguments.gpu else None
     here = torch.cuda.get_device_capability() if device_of_run() == "cuda" else VARLEN_CAPABILITY
@@ -88,7 +90,9 @@ def trace_of(settings: Settings, planning: Planning, workload: Workload) -> Trac
     """Run a micro-batch on the meta device, in the run's precision and with what its GPUs would take."""
     arguments = settings.arguments
     dtype = DTYPES[settings.precision]
-    loss = planned_loss(planning.config, dtype, planning.planned, arguments.chunked_head, arguments.activation_checkpointing)
+    loss = planned_loss(
+        planning.config, dtype, planning.planned, arguments.chunked_head, arguments.activation_checkpointing
+    )
     return trace(loss, workload, turn_ids=not arguments.no_token_id)
 
 
@@ -109,13 +113,15 @@ def layout_of(settings: Settings, planning: Planning) -> Layout:
         num_tensors=planning.num_tensors,
         ready_last=planning.num_embedded,
         sums_in_fp32=settings.precision == "fp32" or kept_in == "fp32",
-        sends_fp32=settings.precision == "fp32" or "fp32" in (kept_in, settings.deepspeed.get("communication_data_type")),
+        sends_fp32=settings.precision == "fp32"
+        or "fp32" in (kept_in, settings.deepspeed.get("communication_data_type")),
         bucket=int(zero.get("reduce_bucket_size", DEEPSPEED_BUCKET)),
     )
 
 
 def hosts_of(settings: Settings) -> tuple[int, int]:
-    """Return the processes on a host, and the number of hosts: of 12 processes at most 8 a host, 6 are on each of two."""
+    """Return the processes on a host, and the number of hosts: of 12 processes at most 8 a host, 6 are on each of
+    two."""
     world_size = settings.world.size
     at_most = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or USUAL_GPUS_PER_HOST)
     per_host = max(number for number in range(1, at_most + 1) if world_size % number == 0)

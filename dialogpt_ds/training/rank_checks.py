@@ -1,4 +1,5 @@
-"""What all ranks must have in common: one folder, kept from other runs, in which checkpoints can be saved, and one run."""
+"""What all ranks must have in common: one folder, kept from other runs, in which checkpoints can be saved, and one
+run."""
 
 import socket
 import uuid
@@ -32,14 +33,16 @@ def lock_output(output_dir: Path) -> FileLock:
         lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.5)
     except Timeout as error:
         raise UserError(
-            f"--output_dir {output_dir}: another run is at work in it (it holds {output_dir / OUTPUT_LOCK}); wait for its "
+            f"--output_dir {output_dir}: another run is at work in it (it holds {output_dir / OUTPUT_LOCK}); wait for "
+            f"its "
             "end, or name another folder"
         ) from error
     return lock
 
 
 def check_renames(output_dir: Path, is_first: bool) -> None:
-    """Refuse an output_dir in which no checkpoint could be saved, now rather than after save_step steps. Collective: every rank must call.
+    """Refuse an output_dir in which no checkpoint could be saved, now rather than after save_step steps. Collective:
+    every rank must call.
 
     Raises:
         UserError: on every rank.
@@ -47,8 +50,10 @@ def check_renames(output_dir: Path, is_first: bool) -> None:
     problem = broadcast_from_rank0(rename_problem(output_dir) if is_first else "")
     if problem:
         raise UserError(
-            f"--output_dir {output_dir}: {problem}. A checkpoint is written and flushed there, and gets its name by the rename of "
-            "its folder once it is whole, so none could be saved. Name a folder on a local disk, NFS or Lustre; a mounted bucket (s3fs, "
+            f"--output_dir {output_dir}: {problem}. A checkpoint is written and flushed there, and gets its name by "
+            f"the rename of "
+            "its folder once it is whole, so none could be saved. Name a folder on a local disk, NFS or Lustre; a "
+            "mounted bucket (s3fs, "
             "gcsfuse, Mountpoint for S3) is for copies of it"
         )
 
@@ -72,8 +77,10 @@ def check_shared(output_dir: Path, is_first: bool) -> None:
     if blind:
         hosts = sorted({host for _, host in blind})
         raise UserError(
-            f"--output_dir {output_dir} is not one folder for all processes: what rank 0 writes on {seen[0][0]} is not seen "
-            f"by rank {', '.join(str(rank) for rank, _ in blind)} on {', '.join(hosts)}. A checkpoint would be scattered over the nodes' "
+            f"--output_dir {output_dir} is not one folder for all processes: what rank 0 writes on {seen[0][0]} is "
+            f"not seen "
+            f"by rank {', '.join(str(rank) for rank, _ in blind)} on {', '.join(hosts)}. A checkpoint would be "
+            f"scattered over the nodes' "
             "own disks. Name a folder on a disk that all nodes share (NFS, Lustre), under the same path on each."
         )
 
@@ -93,7 +100,8 @@ def check_same_run(settings: Settings, resumed_from: tuple[int, bool] | None) ->
         **{f"version of {name}": installed for name, installed in versions().items()},
         "code of dialogpt_ds": code_sha256(),
         "train_input_file (fingerprints of its manifests)": settings.order_key,
-        "eval_input_file (fingerprint of its manifest)": settings.evaluation and settings.evaluation.manifest.fingerprint,
+        "eval_input_file (fingerprint of its manifest)": settings.evaluation
+        and settings.evaluation.manifest.fingerprint,
         "batch": settings.batch,
         "DeepSpeed configuration": settings.deepspeed,
         "num_optim_steps": arguments.num_optim_steps,
@@ -110,6 +118,7 @@ def check_same_run(settings: Settings, resumed_from: tuple[int, bool] | None) ->
         raise RunError(
             "the ranks were not all given the same run. These differ from rank 0:\n  "
             + "\n  ".join(f"{name}: rank {', '.join(map(str, ranks))}" for name, ranks in different.items())
-            + "\nDo all nodes have the same environment, and the same copy of the code, the data and the configuration? "
+            + "\nDo all nodes have the same environment, and the same copy of the code, the data and the "
+            "configuration? "
             "python launch/doctor.py --hostfile HOSTS compares them."
         )

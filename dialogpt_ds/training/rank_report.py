@@ -1,4 +1,5 @@
-"""What each rank reports at the end of a step, in the one reduction that the loss needs anyway, and what all of them together say."""
+"""What each rank reports at the end of a step, in the one reduction that the loss needs anyway, and what all of them
+together say."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -8,7 +9,14 @@ import torch
 from dialogpt_ds.distributed.stop_requests import REASONS, first_reason
 from dialogpt_ds.hardware import GIB, resident_memory
 
-GAUGES = ("seconds_data", "peak_memory_gib", "host_memory_gib", "gpu_memory_gib", "gpu_reserved_gib", "gpu_alloc_retries")
+GAUGES = (
+    "seconds_data",
+    "peak_memory_gib",
+    "host_memory_gib",
+    "gpu_memory_gib",
+    "gpu_reserved_gib",
+    "gpu_alloc_retries",
+)
 """Names of logs.metrics: of each the largest over all ranks is recorded."""
 OF_GPUS = tuple(name for name in GAUGES if name.startswith("gpu_"))
 NUM_FLAGS = len(REASONS) + 2
@@ -27,7 +35,8 @@ class RankReport:
     gauges: list[float] = field(default_factory=lambda: [0.0] * len(GAUGES))
 
     def pack(self, rank: int, world_size: int) -> list[float]:
-        """Return numbers whose sums over all ranks are what `unpack` takes: flags, and gauges in this rank's own place among zeros.
+        """Return numbers whose sums over all ranks are what `unpack` takes: flags, and gauges in this rank's own place
+        among zeros.
 
         With 3 ranks and 2 gauges those of rank 1 are 0 0 a b 0 0.
         """

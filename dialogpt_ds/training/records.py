@@ -21,7 +21,8 @@ def step_record(
         step: its rows.
         state: counts after the step.
         facts: those of the metrics that are known by name: lr, seconds_per_step, memory, ...
-        operations: share of the devices' peak that the step's arithmetic took for a second; what `mfu` is in a step of one second.
+        operations: share of the devices' peak that the step's arithmetic took for a second; what `mfu` is in a step of
+            one second.
     """
     seconds = facts["seconds_per_step"]
     assert seconds is not None
@@ -84,7 +85,8 @@ def shortened(text: str, length: int = 100) -> str:
 
 
 def save_record(path: str, seconds: float, share: float, step: int) -> LogRecord:
-    """Return the record of a checkpoint, how long it took (seconds), and the share of this process's time that saving took so far."""
+    """Return the record of a checkpoint, how long it took (seconds), and the share of this process's time that saving
+    took so far."""
     values = {"step": step, "seconds_save": seconds, "save_share": share}
     text = f"checkpoint {path} ({seconds:.1f} s; saving took {share:.1%} of the time so far)"
     return LogRecord("save", checked_row(values), text=text)

@@ -1,4 +1,5 @@
-"""What a person reads of a run besides its metrics: the table at its start, the summary at its end, the facts for wandb and cards."""
+"""What a person reads of a run besides its metrics: the table at its start, the summary at its end, the facts for wandb
+and cards."""
 
 import platform
 import socket
@@ -47,10 +48,12 @@ def start_table(
         ("evaluation", "none" if settings.evaluation is None else
          f"{settings.evaluation.name}: {settings.evaluation.manifest.totals['target_tokens']:,} targets, "
          f"every {arguments.valid_step:,} steps; replies to {len(settings.sample_prompts)} prompts"),
-        ("batch", f"{batch.micro} rows * {batch.accumulation} micro-batches * {batch.world_size} processes = {batch.train} rows "
+        ("batch", f"{batch.micro} rows * {batch.accumulation} micro-batches * {batch.world_size} processes = "
+                  f"{batch.train} rows "
                   f"of {settings.row_length} = {step_tokens:,} tokens a step"),
         ("epoch", f"about {max(round(all_tokens / step_tokens), 1):,} steps"),
-        ("schedule", f"{arguments.lr_schedule}, peak rate {best_rate:.3e} at step {at:,}, {arguments.num_optim_steps:,} steps in all"),
+        ("schedule", f"{arguments.lr_schedule}, peak rate {best_rate:.3e} at step {at:,}, "
+                     f"{arguments.num_optim_steps:,} steps in all"),
         ("precision", settings.precision + (f"; MFU is against {device_peak} of a process" if device_peak else "")),
         ("attention", ATTENTION.get(attention, attention)),
         ("DeepSpeed", f"ZeRO-{settings.zero_stage}, {arguments.deepspeed_config or BUILT_IN}"
@@ -100,7 +103,9 @@ class RunClock:
         return f"{clock(seconds)} for {steps:,} steps: {speed:,.0f} tokens/s, evaluations and saves included"
 
 
-def end_summary(settings: Settings, state: ProgressState, time_line: str, warnings: dict[str, int], places: dict[str, Path]) -> str:
+def end_summary(
+    settings: Settings, state: ProgressState, time_line: str, warnings: dict[str, int], places: dict[str, Path]
+) -> str:
     """Return the table.
 
     Args:
@@ -113,7 +118,8 @@ def end_summary(settings: Settings, state: ProgressState, time_line: str, warnin
     rows = [
         (
             "done",
-            f"{state.global_step:,} steps, {state.tokens_seen:,} tokens ({state.targets_seen:,} targets), {state.rows_seen:,} rows",
+            f"{state.global_step:,} steps, {state.tokens_seen:,} tokens ({state.targets_seen:,} targets), "
+            f"{state.rows_seen:,} rows",
         ),
         ("time", time_line),
     ]
@@ -135,7 +141,8 @@ def end_summary(settings: Settings, state: ProgressState, time_line: str, warnin
 
 
 def run_facts(settings: Settings, num_parameters: int, peak: DevicePeak) -> dict[str, Any]:
-    """Return the configuration that wandb shows: every argument, DeepSpeed's configuration, revision, data sets and machine."""
+    """Return the configuration that wandb shows: every argument, DeepSpeed's configuration, revision, data sets and
+    machine."""
     facts = settings.what_runs() | {
         "deepspeed": settings.deepspeed,
         "precision": settings.precision,
@@ -183,7 +190,11 @@ def facts_for_a_card(settings: Settings) -> dict[str, Any]:
     """Return what a model card says of the run itself, without secrets."""
     arguments, batch = settings.arguments, settings.batch
     data = [
-        {"name": without_secrets(directory.name), "weight": source.weight, "fingerprint": directory.manifest.fingerprint}
+        {
+            "name": without_secrets(directory.name),
+            "weight": source.weight,
+            "fingerprint": directory.manifest.fingerprint,
+        }
         | {name: directory.manifest.totals[name] for name in ("examples", "tokens", "target_tokens")}
         for source, directory in zip(settings.sources, settings.directories, strict=True)
     ]
@@ -193,8 +204,10 @@ def facts_for_a_card(settings: Settings) -> dict[str, Any]:
     }
     shown = {
         "rows of a step": f"{batch.train} of {settings.row_length} tokens",
-        "schedule": f"{arguments.lr_schedule}, learning rate {arguments.learning_rate:g}, {arguments.num_optim_steps:,} steps planned",
-        "optimizer": f"{settings.optimizer_type}, weight decay {settings.deepspeed['optimizer']['params'].get('weight_decay', 0.0):g}",
+        "schedule": f"{arguments.lr_schedule}, learning rate {arguments.learning_rate:g}, "
+        f"{arguments.num_optim_steps:,} steps planned",
+        "optimizer": f"{settings.optimizer_type}, weight decay "
+        f"{settings.deepspeed['optimizer']['params'].get('weight_decay', 0.0):g}",
         "precision": settings.precision,
         "dropout": arguments.dropout,
         "seed": arguments.seed,

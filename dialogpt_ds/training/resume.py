@@ -27,7 +27,8 @@ class ResumeChoice:
 
     summary: Summary
     bridged: bool
-    """Whether it goes through a conversion: it was saved by another number of processes, or with another stage or precision."""
+    """Whether it goes through a conversion: it was saved by another number of processes, or with another stage or
+    precision."""
 
     @property
     def step(self) -> int:
@@ -46,22 +47,26 @@ def candidates(settings: Settings, folder: CheckpointFolder) -> list[int]:
         if arguments.continue_from not in steps:
             there = ", ".join(f"{step:,}" for step in steps) or "none"
             raise UserError(
-                f"--continue_from {arguments.continue_from}: {folder.root} has no checkpoint of that step; it has: {there}"
+                f"--continue_from {arguments.continue_from}: {folder.root} has no checkpoint of that step; it has: "
+                f"{there}"
             )
         return [arguments.continue_from]
     if arguments.resume == "never" and steps:
         raise UserError(
-            f"--resume never, but {folder.root} holds checkpoints (the last: step {steps[-1]:,}): name another --output_dir, or delete them"
+            f"--resume never, but {folder.root} holds checkpoints (the last: step {steps[-1]:,}): name another "
+            f"--output_dir, or delete them"
         )
     if arguments.resume == "must" and not steps:
         raise UserError(
-            f"--resume must, but {folder.root} has no complete checkpoint: is --output_dir {arguments.output_dir!r} right?"
+            f"--resume must, but {folder.root} has no complete checkpoint: is --output_dir {arguments.output_dir!r} "
+            f"right?"
         )
     return steps[::-1]
 
 
 def preview_resume(settings: Settings) -> int | None:
-    """Check what this process alone can, before the ranks come together; returns the step of the preferred checkpoint that can be read.
+    """Check what this process alone can, before the ranks come together; returns the step of the preferred checkpoint
+    that can be read.
 
     Raises:
         UserError: there is nothing to resume from that was asked for, or it doesn't fit this run.
@@ -71,7 +76,8 @@ def preview_resume(settings: Settings) -> int | None:
         steps = candidates(settings, folder)
     except OSError as error:
         raise UserError(
-            f"--output_dir {settings.output_dir} can't be looked into ({error.strerror}: {error.filename}); name one that you may enter"
+            f"--output_dir {settings.output_dir} can't be looked into ({error.strerror}: {error.filename}); name one "
+            f"that you may enter"
         ) from error
     for step in steps:
         try:
@@ -84,7 +90,8 @@ def preview_resume(settings: Settings) -> int | None:
 
 
 def choose_checkpoint(settings: Settings, device: torch.device, say: Callable[[str], None]) -> ResumeChoice | None:
-    """Return the checkpoint to resume from, every byte of it compared with its checksum. Collective: every rank must call.
+    """Return the checkpoint to resume from, every byte of it compared with its checksum. Collective: every rank must
+    call.
 
     One that is damaged is set aside, and the one before it is taken.
 
@@ -104,14 +111,18 @@ def choose_checkpoint(settings: Settings, device: torch.device, say: Callable[[s
     if damages:
         raise UserError(
             "\n".join(f"checkpoint {folder.path(step)} is damaged: {damage}" for step, damage in damages)
-            + "\nThere is no other to go on from. Take an older one with --continue_from, restore the files from a copy, or start another "
+            + "\nThere is no other to go on from. Take an older one with --continue_from, restore the files from a "
+            "copy, or start another "
             "--output_dir."
         )
     return None
 
 
-def _examined(folder: CheckpointFolder, step: int, settings: Settings, device: torch.device) -> tuple[Summary | None, str]:
-    """Return a checkpoint's summary, or None and what is wrong. Collective: every rank looks at its share of the files."""
+def _examined(
+    folder: CheckpointFolder, step: int, settings: Settings, device: torch.device
+) -> tuple[Summary | None, str]:
+    """Return a checkpoint's summary, or None and what is wrong. Collective: every rank looks at its share of the
+    files."""
     path, summary, damage = folder.path(step), None, None
     try:
         summary = Summary.read(path)
@@ -127,7 +138,8 @@ def _set_aside(folder: CheckpointFolder, damages: list[tuple[int, str]], say: Ca
     for step, damage in damages:
         aside = folder.set_aside(step, DAMAGED)
         say(
-            f"WARNING: the checkpoint of step {step:,} is damaged ({damage}). It is now {aside}; the run goes on from the one before it."
+            f"WARNING: the checkpoint of step {step:,} is damaged ({damage}). It is now {aside}; the run goes on from "
+            f"the one before it."
         )
 
 
@@ -179,14 +191,16 @@ def _must_be_bridged(settings: Settings, path: Path, summary: Summary) -> bool:
             + "\n  ".join(f"{name}: checkpoint {theirs.get(name)!r}, now {layout[name]!r}" for name in different)
             + "\nand can't be converted to this run's: "
             + "; ".join(reasons)
-            + ".\nGo on as it was saved, or take its weights alone with --init_checkpoint (launch/export.py writes them) and another "
+            + ".\nGo on as it was saved, or take its weights alone with --init_checkpoint (launch/export.py writes "
+            "them) and another "
             "--output_dir."
         )
     return True
 
 
 def position_to_resume_from(settings: Settings, order: dict[str, Any]) -> tuple[MixturePosition, list[str]]:
-    """Return the first row of the run, and in what the order is another one than the checkpoint's, where that was accepted."""
+    """Return the first row of the run, and in what the order is another one than the checkpoint's, where that was
+    accepted."""
     differences = order_differences(order, settings.order_key)
     if differences and settings.arguments.changed_order == "restart":
         return MixturePosition.start(len(settings.directories)), differences
@@ -210,7 +224,8 @@ def prepare_resume(settings: Settings, watch: HangWatch, device: torch.device) -
 
     Raises:
         UserError: on every rank; see choose_checkpoint().
-        RunError: on every rank; they were not given the same run, the folder can't be put in order, or the checkpoint can't be converted.
+        RunError: on every rank; they were not given the same run, the folder can't be put in order, or the checkpoint
+            can't be converted.
     """
     folder = CheckpointFolder(settings.output_dir)
     notes: list[str] = []
@@ -224,14 +239,18 @@ def prepare_resume(settings: Settings, watch: HangWatch, device: torch.device) -
         left = folder.leave_behind(choice.step)
         if left:
             notes.append(
-                f"--continue_from {choice.step}: the checkpoints after it are of another history now; renamed to {', '.join(left)}"
+                f"--continue_from {choice.step}: the checkpoints after it are of another history now; renamed to "
+                f"{', '.join(left)}"
             )
     path = _converted(settings, folder, choice, watch, device) if choice.bridged else folder.path(choice.step)
     return ResumePoint(choice, path, notes)
 
 
-def _converted(settings: Settings, folder: CheckpointFolder, choice: ResumeChoice, watch: HangWatch, device: torch.device) -> Path:
-    """Return the folder of the conversion, which rank 0 makes while the others wait; it alone holds the lock of output_dir."""
+def _converted(
+    settings: Settings, folder: CheckpointFolder, choice: ResumeChoice, watch: HangWatch, device: torch.device
+) -> Path:
+    """Return the folder of the conversion, which rank 0 makes while the others wait; it alone holds the lock of
+    output_dir."""
 
     def conversion(tell: Tell) -> Path:
         return convert(folder, choice.summary, lambda line: print(line, flush=True), tell)

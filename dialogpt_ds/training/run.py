@@ -32,7 +32,8 @@ LOST_CONTACT = (
 
 
 def confirm_finished(settings: Settings) -> None:
-    """Make sure that all hosts see the finished run that this one sees; else those that don't would wait for it. Collective.
+    """Make sure that all hosts see the finished run that this one sees; else those that don't would wait for it.
+    Collective.
 
     Raises:
         UserError: on every rank; output_dir is not one folder for all hosts.
@@ -86,11 +87,14 @@ def train(settings: Settings) -> int:
 
 
 def abort_rank(error: Exception, rank: int, verbose: bool, contact: HostWatch) -> NoReturn:
-    """End this rank at once: what went wrong here, the others don't know of, and anything done together would wait for them."""
+    """End this rank at once: what went wrong here, the others don't know of, and anything done together would wait for
+    them."""
     if isinstance(error, RuntimeError) and any(words in f"{type(error).__name__} {error}" for words in LOST_CONTACT):
         print(
-            f"run failed: rank {rank} has lost contact with {contact.lost() or 'another rank'}, which has ended or can't be reached; its "
-            "own message, if it had time for one, stands above. The last complete checkpoint is kept: the same command goes on from it. "
+            f"run failed: rank {rank} has lost contact with {contact.lost() or 'another rank'}, which has ended or "
+            f"can't be reached; its "
+            "own message, if it had time for one, stands above. The last complete checkpoint is kept: the same "
+            "command goes on from it. "
             f"({without_secrets((str(error).splitlines() or [repr(error)])[0][:200])})",
             file=sys.stderr,
         )

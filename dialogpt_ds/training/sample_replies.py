@@ -16,7 +16,8 @@ class SampleReplies:
         """Each rank holds a part of every weight, so all compute; else rank 0 has all of them and the others go on."""
 
     def replies(self) -> tuple[list[Reply], str]:
-        """Return rank 0's replies, and a warning where there will be none any more. Collective: every rank must call."""
+        """Return rank 0's replies, and a warning where there will be none any more. Collective: every rank must
+        call."""
         if not self.prompts or not (self.together or self.settings.world.is_first):
             return [], ""
         arguments = self.settings.arguments
@@ -24,7 +25,13 @@ class SampleReplies:
         model, tokenizer = self.engine.module.model, self.settings.tokenizer
         try:
             answers = replies(
-                model, tokenizer, conversations, arguments.seed, arguments.sample_max_new_tokens, self.together, self.engine.device
+                model,
+                tokenizer,
+                conversations,
+                arguments.seed,
+                arguments.sample_max_new_tokens,
+                self.together,
+                self.engine.device,
             )
         except Exception as error:  # of a model that can't generate, or for want of memory; training needs none of it
             if self.together and self.settings.world.size > 1:

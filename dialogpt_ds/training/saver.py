@@ -1,4 +1,5 @@
-"""What a run writes: checkpoints, what goes into one, when the clock wants one, what saving has cost; and the exported model at its end."""
+"""What a run writes: checkpoints, what goes into one, when the clock wants one, what saving has cost; and the exported
+model at its end."""
 
 import shutil
 import time
@@ -140,4 +141,6 @@ def _ask(model: Any, device: torch.device, together: bool) -> tuple[Probe | None
         if together:
             raise  # the others wait in a collective, so there is no going on
         torch.cuda.empty_cache()  # nothing without a GPU
-        return None, [f"warning: the export is not compared with the model in training, which gave no logits: {error!r}"]
+        return None, [
+            f"warning: the export is not compared with the model in training, which gave no logits: {error!r}"
+        ]

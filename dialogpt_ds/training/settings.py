@@ -23,7 +23,17 @@ from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.data_checks import OpenedData, check_model_tokenizer, check_row_length, open_data
 
 OF_ONE_START = (
-    *("resume", "continue_from", "changed_order", "local_rank", "print_config", "plot_schedule", "dry_run", "gpu", "link"),
+    *(
+        "resume",
+        "continue_from",
+        "changed_order",
+        "local_rank",
+        "print_config",
+        "plot_schedule",
+        "dry_run",
+        "gpu",
+        "link",
+    ),
 )
 """Arguments that belong to one start of a run, and not to the run."""
 
@@ -73,13 +83,16 @@ class Settings(Configuration):
     def schedule(self) -> Schedule:
         """Of the learning rate."""
         a = self.arguments
-        return Schedule(a.lr_schedule, a.learning_rate, a.warmup_steps, a.warmup_proportion, a.num_optim_steps, self.model.width)
+        return Schedule(
+            a.lr_schedule, a.learning_rate, a.warmup_steps, a.warmup_proportion, a.num_optim_steps, self.model.width
+        )
 
     @property
     def order_key(self) -> MixtureKey:
         """What the order of rows is a function of."""
         keys = [
-            order_key(directory, self.arguments.seed, self.row_length, self.arguments.packing) for directory in self.directories
+            order_key(directory, self.arguments.seed, self.row_length, self.arguments.packing)
+            for directory in self.directories
         ]
         return MixtureKey(tuple(keys), tuple(source.weight for source in self.sources))
 
@@ -94,8 +107,11 @@ class Settings(Configuration):
 
     @property
     def sample_prompts(self) -> list[str]:
-        """Prompts to answer at every evaluation; none where turn numbers are fed, which no generation here goes on with."""
-        return [prompt for prompt in self.arguments.sample_prompts if prompt.strip()] if self.arguments.no_token_id else []
+        """Prompts to answer at every evaluation; none where turn numbers are fed, which no generation here goes on
+        with."""
+        return (
+            [prompt for prompt in self.arguments.sample_prompts if prompt.strip()] if self.arguments.no_token_id else []
+        )
 
     def layout(self) -> dict[str, Any]:
         """Return what decides on how a checkpoint's state is laid out over processes and files."""
@@ -110,7 +126,8 @@ class Settings(Configuration):
         }
 
     def what_runs(self) -> dict[str, Any]:
-        """Return the content of run_config.yaml: every argument as it holds, so that `--config run_config.yaml` repeats the run."""
+        """Return the content of run_config.yaml: every argument as it holds, so that `--config run_config.yaml` repeats
+        the run."""
         return {name: value for name, value in asdict(self.arguments).items() if name not in OF_ONE_START}
 
 
@@ -168,7 +185,9 @@ def prepare(parsed: Parsed[TrainingArguments], world: World) -> Settings:
 def _model_for(arguments: TrainingArguments, data: OpenedData) -> ModelSource:
     """Find the model, and check that it fits the data's tokenizer; raises UserError."""
     manifest = data.directories[0].manifest
-    model = find_model(arguments.model_name_or_path, arguments.dropout, manifest.eos_id, manifest.vocab_size, arguments.attention)
+    model = find_model(
+        arguments.model_name_or_path, arguments.dropout, manifest.eos_id, manifest.vocab_size, arguments.attention
+    )
     if arguments.init_checkpoint:
         check_init_checkpoint(arguments.init_checkpoint, model)
     check_model_tokenizer(model, data.directories[0])
@@ -178,4 +197,6 @@ def _model_for(arguments: TrainingArguments, data: OpenedData) -> ModelSource:
 def _check_size(settings: Settings) -> None:
     """Refuse a batch of more rows than the data has; raises UserError."""
     directories = settings.directories
-    Mixture(directories, settings.order_key, [()] * len(directories)).check_size(settings.batch.train, "--train_input_file")
+    Mixture(directories, settings.order_key, [()] * len(directories)).check_size(
+        settings.batch.train, "--train_input_file"
+    )

@@ -40,12 +40,12 @@ def train_step(
 ) -> StepResult:
     """Run the micro-batches of one optimizer step and update. Collective: every rank must call.
 
-    `report` is called after the update was given to the device, which is still at work then; what the ranks report is summed in the one
-    reduction that the loss needs anyway. Nothing here waits for the device but the reading of the sums, once (DeepSpeed waits, too:
-    for the norm).
+    `report` is called after the update was given to the device, which is still at work then; what the ranks report is
+    summed in the one reduction that the loss needs anyway. Nothing here waits for the device but the reading of the
+    sums, once (DeepSpeed waits, too: for the norm).
 
-    The loss of the step is sum(w * nll) / W over all ranks and micro-batches. DeepSpeed divides gradients by the number of
-    micro-batches and averages them over ranks, so each micro-batch's sum is scaled by accumulation * ranks / W: that
+    The loss of the step is sum(w * nll) / W over all ranks and micro-batches. DeepSpeed divides gradients by the number
+    of micro-batches and averages them over ranks, so each micro-batch's sum is scaled by accumulation * ranks / W: that
     undoes both, and gives every target the weight it would have in one large batch.
     """
     clock, groups = StepClock(device), len(TURN_GROUPS)
@@ -83,7 +83,8 @@ def train_step(
 
 
 def _on_device(numbers: list[float], device: torch.device) -> torch.Tensor:
-    """Return numbers as fp32 on the device; from pageable memory the copy would wait for all that the device still has to do."""
+    """Return numbers as fp32 on the device; from pageable memory the copy would wait for all that the device still has
+    to do."""
     tensor = torch.tensor(numbers, dtype=torch.float32, pin_memory=device.type == "cuda")
     return tensor.to(device, non_blocking=True)
 
@@ -100,7 +101,8 @@ def _norm(value: float | None, scale: float = 1.0) -> float | None:
 
 
 class StepClock:
-    """Times the parts of one step. On a CPU by the wall clock; on a GPU by events in its queue, which are read after the step's end."""
+    """Times the parts of one step. On a CPU by the wall clock; on a GPU by events in its queue, which are read after
+    the step's end."""
 
     def __init__(self, device: torch.device, make_event: Callable[[], Any] | None = None) -> None:
         if make_event is None and device.type != "cpu":

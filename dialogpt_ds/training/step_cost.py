@@ -1,4 +1,5 @@
-"""How long an optimizer step would take on several GPUs: micro-batches, communication, the optimizer's pass, and the host between them."""
+"""How long an optimizer step would take on several GPUs: micro-batches, communication, the optimizer's pass, and the
+host between them."""
 
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ from dialogpt_ds.model.roofline import MicroBatchCost
 ADAM_BYTES = 28
 """Adam reads gradient, weight and two moments in fp32, and writes all but the gradient."""
 HALF_BYTES = 24
-"""Besides, in half precision: the gradient is copied to fp32 (6), checked (2), its norm taken (4), unscaled (8), the weight copied (4)."""
+"""Besides, in half precision: the gradient is copied to fp32 (6), checked (2), its norm taken (4), unscaled (8), the
+weight copied (4)."""
 SINGLE_BYTES = 12
 """Besides, in fp32: the gradient's norm (4), and clipping it (8)."""
 
@@ -46,7 +48,9 @@ class StepCost:
 
 def step_cost(layout: Layout, gpu: Gpu, link: Link, cost: MicroBatchCost) -> StepCost:
     """Put a step together from its micro-batches' cost."""
-    host = cost.launch_seconds + layout.num_tensors * (HOOK_SECONDS + (3 * GATHER_SECONDS if layout.stage == 3 else 0.0))
+    host = cost.launch_seconds + layout.num_tensors * (
+        HOOK_SECONDS + (3 * GATHER_SECONDS if layout.stage == 3 else 0.0)
+    )
     return StepCost(
         layout.accumulation * cost.gpu_seconds,
         layout.accumulation * max(host - cost.gpu_seconds, 0.0),
@@ -59,8 +63,9 @@ def step_cost(layout: Layout, gpu: Gpu, link: Link, cost: MicroBatchCost) -> Ste
 def _communication(layout: Layout, speed: float, cost: MicroBatchCost) -> float:
     """Return the seconds of communication that computing does not hide.
 
-    DeepSpeed's stages 0 to 2 reduce gradients by all-reduce, which is a reduce-scatter and an all-gather of all gradients; stages 0 and 1
-    once a step, stage 2 once a micro-batch. Stages 1 and 2 gather the updated weights; stage 3 gathers them in each pass instead.
+    DeepSpeed's stages 0 to 2 reduce gradients by all-reduce, which is a reduce-scatter and an all-gather of all
+    gradients; stages 0 and 1 once a step, stage 2 once a micro-batch. Stages 1 and 2 gather the updated weights; stage
+    3 gathers them in each pass instead.
     """
     share = (layout.gpus - 1) / layout.gpus / speed
     weights = layout.size * layout.num_parameters * share
@@ -78,10 +83,13 @@ def _communication(layout: Layout, speed: float, cost: MicroBatchCost) -> float:
 
 
 def _optimizer(layout: Layout, gpu: Gpu) -> float:
-    """Return the seconds of the optimizer's passes over gradients and states, and of adding up micro-batches' gradients."""
+    """Return the seconds of the optimizer's passes over gradients and states, and of adding up micro-batches'
+    gradients."""
     speed = gpu.bandwidth * BANDWIDTH_SHARE
     mine = layout.num_parameters / (layout.gpus if layout.stage else 1)
-    adding = (layout.accumulation - 1) * (10 if layout.sums_in_fp32 else 3 * layout.size) * layout.num_parameters / speed
+    adding = (
+        (layout.accumulation - 1) * (10 if layout.sums_in_fp32 else 3 * layout.size) * layout.num_parameters / speed
+    )
     other = SINGLE_BYTES if layout.precision == "fp32" else HALF_BYTES
     if layout.optimizer_on_host:
         across = 2 * layout.size * mine / (gpu.pcie * LINK_SHARE)

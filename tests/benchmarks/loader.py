@@ -1,9 +1,11 @@
-"""Tokens a second that one process delivers from disk, packed and laid out, beside the usual ways over the same examples.
+"""Tokens a second that one process delivers from disk, packed and laid out, beside the usual ways over the same
+examples.
 
     python -m tests.benchmarks.loader [--blocks 640] [--runs 5]
 
-The files are dropped from the page cache before each run where the kernel allows it. Peers: webdataset with one .npy member per
-example, and lists of ids padded to the longest of a batch by torch's pad_sequence, as transformers' collators do it.
+The files are dropped from the page cache before each run where the kernel allows it. Peers: webdataset with one .npy
+member per example, and lists of ids padded to the longest of a batch by torch's pad_sequence, as transformers'
+collators do it.
 """
 
 import argparse
@@ -45,7 +47,9 @@ def ours(folder: Path, epochs_tokens: int, packed: bool = True, workers: int = 0
     directory = ShardDirectory.open(str(folder), "benchmark")
     key = MixtureKey((OrderKey(directory.manifest.fingerprint, 42, LIMIT, BLOCKS_PER_WINDOW, packed),), (1,))
     tokens = places = 0
-    for step in step_batches([directory], key, RankSlice(0, 1, ROWS, 1), MixturePosition.start(), VOCABULARY - 1, workers):
+    for step in step_batches(
+        [directory], key, RankSlice(0, 1, ROWS, 1), MixturePosition.start(), VOCABULARY - 1, workers
+    ):
         assert isinstance(step, RankStep)
         tokens += step.num_tokens
         places += step.num_rows * LIMIT
@@ -123,7 +127,9 @@ def main() -> None:
                 speeds[label].append(tokens / (time.perf_counter() - begin))
                 padding[label] = 1 - tokens / places
     base = statistics.median(speeds[ways[0][0]])
-    print(f"{'median of ' + str(arguments.runs) + ' runs':<44}{'million tokens/s':>18}{'of the first':>14}{'padding':>10}")
+    print(
+        f"{'median of ' + str(arguments.runs) + ' runs':<44}{'million tokens/s':>18}{'of the first':>14}{'padding':>10}"
+    )
     for label, values in speeds.items():
         median = statistics.median(values)
         print(f"{label:<44}{median / 1e6:>18.2f}{median / base:>13.0%}{padding[label]:>11.1%}")

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.logs --tsv ../shared/data/reddit_t1000.tsv --models 117M tiny
 
-A real run in one process, in a terminal, writes to every sink (the log files, the progress bar, TensorBoard, wandb offline). "told" is what
-each rank does for the reduction at a step's end, "recorded" what rank 0 does after it, while the other ranks are at the next step's rows
-already; "thread" is the processor time of wandb's thread, which shares the interpreter with the step. All are measured inside of
-the run, so they are shares of the same steps, whatever else the machine is doing. "beside" is the processor time of wandb's own processes.
+A real run in one process, in a terminal, writes to every sink (the log files, the progress bar, TensorBoard, wandb
+offline). "told" is what each rank does for the reduction at a step's end, "recorded" what rank 0 does after it, while
+the other ranks are at the next step's rows already; "thread" is the processor time of wandb's thread, which shares the
+interpreter with the step. All are measured inside of the run, so they are shares of the same steps, whatever else the
+machine is doing. "beside" is the processor time of wandb's own processes.
 """
 
 import argparse
@@ -44,7 +45,14 @@ def main() -> None:
     print(f"{'':<8} " + " ".join(f"{head:>20}" for head in heads))
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder, "shards")
-        make = [sys.executable, str(ROOT / "preprocess" / "make_shards.py"), "--input", arguments.tsv, "--output", str(shards)]
+        make = [
+            sys.executable,
+            str(ROOT / "preprocess" / "make_shards.py"),
+            "--input",
+            arguments.tsv,
+            "--output",
+            str(shards),
+        ]
         subprocess.run([*make, "--max_seq_length", "128"], check=True, stdout=subprocess.DEVNULL, timeout=600)
         for model in arguments.models:
             found = worker(arguments, model, shards, Path(folder, model))
@@ -65,12 +73,15 @@ def worker(arguments: argparse.Namespace, model: str, shards: Path, output: Path
     words = [
         "--model", model, "--train_input_file", str(shards), "--skip_eval", "--fp16", "False", "--lr_schedule", "None",
         "--train_batch_size", str(arguments.rows), "--gradient_accumulation_steps", "1", "--valid_step", "1000000",
-        "--num_optim_steps", str(WARMUP + arguments.steps), "--output_dir", str(output), "--tensorboard", "--wandb_mode", "offline",
+        "--num_optim_steps", str(WARMUP + arguments.steps), "--output_dir", str(output), "--tensorboard",
+        "--wandb_mode", "offline",
     ]  # fmt: skip
     command = [sys.executable, "-m", "tests.benchmarks.logs", "--tsv", arguments.tsv, "--worker", json.dumps(words)]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     mine, theirs = pty.openpty()  # a terminal for the bar, which writes to stderr
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, cwd=ROOT, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, text=True, cwd=ROOT, env=environment
+    ) as process:
         os.close(theirs)
         reader = threading.Thread(target=drained, args=(mine,), daemon=True)
         reader.start()
@@ -98,7 +109,9 @@ def measure(words: list[str]) -> dict[str, float]:
     times: dict[str, list[float]] = {"step": [], "told": [], "recorded": [], "thread": []}
     processor: list[float] = []
 
-    def timed(name: str, method: Callable[..., Any], clock: Callable[[], float] = time.perf_counter) -> Callable[..., Any]:
+    def timed(
+        name: str, method: Callable[..., Any], clock: Callable[[], float] = time.perf_counter
+    ) -> Callable[..., Any]:
         def wrapped(*positional: Any, **named: Any) -> Any:
             started = clock()
             try:

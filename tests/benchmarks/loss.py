@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.loss --tsv ../shared/data/reddit_t1000.tsv --rows 8 --length 128
 
-Forward and backward of a whole model on the same packed rows, each way in a process of its own, in turn, several times; medians. "Kept" is
-what the forward pass keeps for the backward pass, weights aside; the peak is that of the process (of the GPU where there is one).
+Forward and backward of a whole model on the same packed rows, each way in a process of its own, in turn, several times;
+medians. "Kept" is what the forward pass keeps for the backward pass, weights aside; the peak is that of the process (of
+the GPU where there is one).
 """
 
 import argparse
@@ -51,10 +52,21 @@ def compare(arguments: argparse.Namespace) -> None:
             "--output",
             f"{folder}/shards",
         ]
-        subprocess.run([*make, "--max_seq_length", str(arguments.length)], check=True, stdout=subprocess.DEVNULL, timeout=600)
+        subprocess.run(
+            [*make, "--max_seq_length", str(arguments.length)], check=True, stdout=subprocess.DEVNULL, timeout=600
+        )
         for _ in range(arguments.rounds):
             for way in WAYS:
-                command = [sys.executable, "-m", "tests.benchmarks.loss", "--tsv", arguments.tsv, "--worker", way, "--shards"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "tests.benchmarks.loss",
+                    "--tsv",
+                    arguments.tsv,
+                    "--worker",
+                    way,
+                    "--shards",
+                ]
                 command += [f"{folder}/shards", "--model", arguments.model, "--length", str(arguments.length)]
                 command += ["--rows", str(arguments.rows), "--precision", arguments.precision]
                 output, peak = run_measured(command)
@@ -66,7 +78,9 @@ def compare(arguments: argparse.Namespace) -> None:
     )
     print(f"{'logits':<40} {'tokens/s':>9} {'kept GiB':>9} {'peak GiB':>9}")
     for way, several in found.items():
-        middle = {name: statistics.median(one[name] for one in several) for name in ("tokens_per_second", "kept", "peak")}
+        middle = {
+            name: statistics.median(one[name] for one in several) for name in ("tokens_per_second", "kept", "peak")
+        }
         print(f"{way:<40} {middle['tokens_per_second']:>9,.1f} {middle['kept']:>9.2f} {middle['peak']:>9.2f}")
 
 

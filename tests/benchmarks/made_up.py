@@ -12,11 +12,18 @@ from dialogpt_ds.shards.writer import ShardWriter, make_manifest
 
 VOCABULARY = 50_257
 LIMIT = 128
-FACTS = {"name": "gpt2", "sha256": "0" * 64, "eos_id": VOCABULARY - 1, "vocab_size": VOCABULARY, "max_seq_length": LIMIT}
+FACTS = {
+    "name": "gpt2",
+    "sha256": "0" * 64,
+    "eos_id": VOCABULARY - 1,
+    "vocab_size": VOCABULARY,
+    "max_seq_length": LIMIT,
+}
 
 
 def lengths_like_real_ones(count: int, seed: int) -> np.ndarray:
-    """Return lengths of two-turn examples, [count, 2]: log-normal, mean of both together about 42 tokens as in Reddit's, at most LIMIT."""
+    """Return lengths of two-turn examples, [count, 2]: log-normal, mean of both together about 42 tokens as in
+    Reddit's, at most LIMIT."""
     random = np.random.default_rng(seed)
     turns = np.ceil(random.lognormal(2.75, 0.75, (count, 2))).astype(np.int64)
     return np.clip(turns, 2, LIMIT // 2)
@@ -43,7 +50,8 @@ def write_shards(folder: Path, num_blocks: int, shard_bytes: int = 256_000_000) 
 
 
 def write_huge_index(folder: Path, real: ShardDirectory, num_examples: int, blocks_per_shard: int) -> None:
-    """Write manifest and index of a corpus of `num_examples`, whose blocks repeat `real`; its tars are holes of the right size."""
+    """Write manifest and index of a corpus of `num_examples`, whose blocks repeat `real`; its tars are holes of the
+    right size."""
     folder.mkdir(parents=True)
     blocks = -(-num_examples // EXAMPLES_PER_BLOCK)
     source = np.arange(blocks) % real.num_blocks

@@ -1,9 +1,10 @@
-"""The order of 147 million examples on 512 ranks: time to the first batch, to a resume in mid-training, memory, and planning per step.
+"""The order of 147 million examples on 512 ranks: time to the first batch, to a resume in mid-training, memory, and
+planning per step.
 
     python -m tests.benchmarks.order [--examples 147000000] [--ranks 512] [--rows_per_rank 64]
 
-The index, manifest and plan are those of a corpus of that size; its blocks are 64 real ones, read from a real tar, over and over.
-Start and resume are timed in a fresh process each, as one of the ranks does it.
+The index, manifest and plan are those of a corpus of that size; its blocks are 64 real ones, read from a real tar, over
+and over. Start and resume are timed in a fresh process each, as one of the ranks does it.
 """
 
 import argparse
@@ -130,7 +131,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=147_000_000)
     parser.add_argument("--ranks", type=int, default=512)
     parser.add_argument("--rows_per_rank", type=int, default=64)
-    parser.add_argument("--tsv", type=Path, default=REDDIT, help="real conversations in DialoGPT's format, for the padding")
+    parser.add_argument(
+        "--tsv", type=Path, default=REDDIT, help="real conversations in DialoGPT's format, for the padding"
+    )
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -144,8 +147,13 @@ def main() -> None:
         start = in_fresh_process(arguments, folder, [0, 0, 0])
         middle = [2, int(start["windows"]) // 2, 37]
         resumed = in_fresh_process(arguments, folder, middle)
-    print(f"{arguments.examples:,} examples, {arguments.ranks} ranks of {arguments.rows_per_rank} rows of {LIMIT} a step")
-    print(f"{'':<42}{'start':>10}{'resume':>10}   (resume: epoch 3, window {middle[1]:,} of {int(start['windows']):,}, row 37)")
+    print(
+        f"{arguments.examples:,} examples, {arguments.ranks} ranks of {arguments.rows_per_rank} rows of {LIMIT} a step"
+    )
+    print(
+        f"{'':<42}{'start':>10}{'resume':>10}   (resume: epoch 3, window {middle[1]:,} of {int(start['windows']):,}, "
+        f"row 37)"
+    )
     for label, key, unit, factor in (
         ("open manifest and index", "open", "s", 1),
         ("from nothing to the first batch", "first batch", "s", 1),
@@ -158,7 +166,10 @@ def main() -> None:
         print(f"{label:<42}{start[key] * factor:>8.2f} {unit:<2}{resumed[key] * factor:>7.2f} {unit}")
     windows_per_step = arguments.ranks * arguments.rows_per_rank / start["rows"]
     print(f"a window has {start['rows']:,.0f} rows; a step takes {windows_per_step:.2f} windows")
-    print("\nplanning as a share of a step of one A100, and how busy each loader process of a rank is where a rank has 1, 2 or 4")
+    print(
+        "\nplanning as a share of a step of one A100, and how busy each loader process of a rank is where a rank has "
+        "1, 2 or 4"
+    )
     print(f"{'':<10}{'step':>10}{'plans':>8}{'1':>8}{'2':>8}{'4':>8}")
     for model, speed in TOKENS_PER_SECOND.items():
         step = arguments.rows_per_rank * LIMIT / speed

@@ -1,8 +1,10 @@
-"""Preprocessing end to end: MB/s and tokens/s beside the raw encoder, and beside a map of HF datasets' kind with a fast tokenizer.
+"""Preprocessing end to end: MB/s and tokens/s beside the raw encoder, and beside a map of HF datasets' kind with a fast
+tokenizer.
 
     python -m tests.benchmarks.preprocess [--megabytes 100] [--runs 3]
 
-The text is chitchat-dataset's conversations, repeated with a word of each changed, as DialoGPT TSV. MB are of the TSV, 10**6 bytes.
+The text is chitchat-dataset's conversations, repeated with a word of each changed, as DialoGPT TSV. MB are of the TSV,
+10**6 bytes.
 """
 
 import argparse
@@ -56,7 +58,8 @@ def _map_batch(lines: list[str]) -> int:
 
 
 def hugging_face_map(path: Path, workers: int) -> int:
-    """Batches of 1,000 texts over processes, as Dataset.map(batched=True, num_proc=n) does; writing Arrow files is left out."""
+    """Batches of 1,000 texts over processes, as Dataset.map(batched=True, num_proc=n) does; writing Arrow files is left
+    out."""
     global _hf
     _hf = find_tokenizer("gpt2")
     with open(path, encoding="utf-8") as file:
@@ -68,8 +71,8 @@ def hugging_face_map(path: Path, workers: int) -> int:
 
 def ours(path: Path, folder: Path, workers: int) -> dict[str, float]:
     """Run the command; returns its report."""
-    command = [sys.executable, "preprocess/make_shards.py", "--input", str(path), "--output", str(folder), "--targets", "all",
-               "--workers", str(workers)]  # fmt: skip
+    command = [sys.executable, "preprocess/make_shards.py", "--input", str(path), "--output", str(folder), "--targets",
+               "all", "--workers", str(workers)]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return json.loads((folder / "report.json").read_text())
 
@@ -100,12 +103,17 @@ def main() -> None:
             seconds.setdefault("raw encoder, one process", []).append(took)
             tokens = float(found)  # type: ignore[arg-type]
             for workers in (1, 2):
-                took, report = timed(lambda workers=workers, run=run: ours(path, Path(name, f"{run}-{workers}"), workers))  # type: ignore[misc]
+                took, report = timed(
+                    lambda workers=workers, run=run: ours(path, Path(name, f"{run}-{workers}"), workers)
+                )  # type: ignore[misc]
                 seconds.setdefault(f"make_shards.py, --workers {workers}", []).append(took)
                 memory = max(memory, report["peak_memory_bytes"])  # type: ignore[index]
             took, _ = timed(lambda: hugging_face_map(path, 2))
             seconds.setdefault("map with HF's fast tokenizer, 2 processes", []).append(took)
-    print(f"{size / 1e6:,.0f} MB, {len(turns):,} turns, {tokens:,.0f} tokens; peak memory of make_shards.py {memory / 1e6:,.0f} MB")
+    print(
+        f"{size / 1e6:,.0f} MB, {len(turns):,} turns, {tokens:,.0f} tokens; peak memory of make_shards.py "
+        f"{memory / 1e6:,.0f} MB"
+    )
     base = statistics.median(seconds["raw encoder, one process"])
     print(f"starting make_shards.py takes {starting:.1f} s (a file of one line)")
     columns = f"{'seconds':>9}{'MB/s':>8}{'M tokens/s':>12}{'of the raw encoder':>20}{'start aside':>13}"
@@ -113,7 +121,9 @@ def main() -> None:
     for label, values in seconds.items():
         took = statistics.median(values)
         aside = f"{base / (took - starting):>13.2f}" if "make_shards" in label else ""
-        print(f"{label:<44}{took:>9.1f}{size / took / 1e6:>8.2f}{tokens / took / 1e6:>12.2f}{base / took:>20.2f}{aside}")
+        print(
+            f"{label:<44}{took:>9.1f}{size / took / 1e6:>8.2f}{tokens / took / 1e6:>12.2f}{base / took:>20.2f}{aside}"
+        )
     one, two = (statistics.median(seconds[f"make_shards.py, --workers {n}"]) for n in (1, 2))
     print(f"efficiency of 2 workers: {one / two / 2:.2f}; start aside {(one - starting) / (two - starting) / 2:.2f}")
 

@@ -2,12 +2,14 @@
 
     python -m tests.benchmarks.train --tsv ../shared/data/reddit_t1000.tsv --peer ../shared/bench/peer_hf_trainer.py
 
-Each is a process of its own, in turn, several times; medians are printed. Real tokens are those without padding; target tokens are those
-that are learned. On a machine with a GPU it takes --precision fp16 or bf16, several --models and --lengths, and --rows that fill it.
+Each is a process of its own, in turn, several times; medians are printed. Real tokens are those without padding; target
+tokens are those that are learned. On a machine with a GPU it takes --precision fp16 or bf16, several --models and
+--lengths, and --rows that fill it.
 
-MFU is the share of the machine's peak that the model's arithmetic makes up (Chowdhery et al. 2022, PaLM, appendix B): 6 operations for
-each weight of the body and 12 * layers * width * row length for attention a real token, and 6 * width * vocabulary for the head, at target
-positions alone, where it is computed. The peak is that of a large matrix product in the same precision, measured in the same run.
+MFU is the share of the machine's peak that the model's arithmetic makes up (Chowdhery et al. 2022, PaLM, appendix B): 6
+operations for each weight of the body and 12 * layers * width * row length for attention a real token, and 6 * width *
+vocabulary for the head, at target positions alone, where it is computed. The peak is that of a large matrix product in
+the same precision, measured in the same run.
 """
 
 import argparse
@@ -82,7 +84,14 @@ def compare(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for length in arguments.lengths:
             shards = Path(folder, f"shards{length}")
-            make = [sys.executable, str(ROOT / "preprocess" / "make_shards.py"), "--input", arguments.tsv, "--output", str(shards)]
+            make = [
+                sys.executable,
+                str(ROOT / "preprocess" / "make_shards.py"),
+                "--input",
+                arguments.tsv,
+                "--output",
+                str(shards),
+            ]
             subprocess.run([*make, "--max_seq_length", str(length)], check=True, stdout=subprocess.DEVNULL, timeout=600)
             for model in arguments.models:
                 table(arguments, model, length, shards, Path(folder))
@@ -96,14 +105,17 @@ def table(arguments: argparse.Namespace, model: str, length: int, shards: Path, 
         peaks.append(json.loads(worker("peak", arguments, model, length, shards)[0]))
         for stage in arguments.stages:
             output = folder / f"{model}-{length}-{number}-{stage}"
-            found.setdefault(f"trainer, ZeRO-{stage}", []).append(trainer(arguments, model, length, shards, output, stage))
+            found.setdefault(f"trainer, ZeRO-{stage}", []).append(
+                trainer(arguments, model, length, shards, output, stage)
+            )
         output, peak = worker("bare", arguments, model, length, shards)
         found.setdefault("bare loop", []).append(Figures(**({"peak_gib": peak} | json.loads(output))))
         if arguments.peer:
             found.setdefault("transformers.Trainer", []).append(peer(arguments, model, length))
     peak_flops = statistics.median(peaks)
     print(
-        f"\n{model}, rows of {length}, {arguments.rows} rows a step, {arguments.precision}, {arguments.rounds} x {arguments.steps} steps; "
+        f"\n{model}, rows of {length}, {arguments.rows} rows a step, {arguments.precision}, {arguments.rounds} x "
+        f"{arguments.steps} steps; "
         f"matmul peak {peak_flops / 1e9:,.0f} GFLOP/s"
     )
     print(f"{'':<22} {'real tokens/s':>14} {'targets/s':>10} {'padding':>8} {'MFU':>6} {'peak GiB':>9}")
@@ -115,13 +127,16 @@ def table(arguments: argparse.Namespace, model: str, length: int, shards: Path, 
         mfu = "" if per_target is None else f"{flops(model, length, medians[name], per_target) / peak_flops:.1%}"
         print(
             f"{name:<22} {medians[name]:>14,.1f} {'' if per_target is None else f'{per_target:,.1f}':>10} "
-            f"{statistics.median(f.padding for f in several):>8.1%} {mfu:>6} {statistics.median(f.peak_gib for f in several):>9.2f}"
+            f"{statistics.median(f.padding for f in several):>8.1%} {mfu:>6} "
+            f"{statistics.median(f.peak_gib for f in several):>9.2f}"
         )
     for mine in (name for name in found if name.startswith("trainer")):
         for other in (name for name in found if not name.startswith("trainer")):
             pairs = zip(found[mine], found[other], strict=True)
             ratios = [a.real_tokens_per_second / b.real_tokens_per_second for a, b in pairs]
-            print(f"{mine} / {other}: {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+            print(
+                f"{mine} / {other}: {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+            )
 
 
 def flops(model: str, length: int, tokens: float, targets: float) -> float:
@@ -136,7 +151,9 @@ def flops(model: str, length: int, tokens: float, targets: float) -> float:
 
 def run_measured(command: list[str]) -> tuple[str, float]:
     """Run a command to its end; returns what it printed and its peak resident memory in GiB."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"WANDB_MODE": "disabled"}
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {
+        "WANDB_MODE": "disabled"
+    }
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=output, stderr=errors, text=True, cwd=ROOT, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
@@ -149,8 +166,27 @@ def run_measured(command: list[str]) -> tuple[str, float]:
 
 def worker(name: str, arguments: argparse.Namespace, model: str, length: int, shards: Path) -> tuple[str, float]:
     """Run one of this file's own processes; returns its last line and its peak memory."""
-    command = [sys.executable, "-m", "tests.benchmarks.train", "--tsv", arguments.tsv, "--worker", name, "--models", model]
-    command += ["--lengths", str(length), "--shards", str(shards), "--rows", str(arguments.rows), "--steps", str(arguments.steps)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.train",
+        "--tsv",
+        arguments.tsv,
+        "--worker",
+        name,
+        "--models",
+        model,
+    ]
+    command += [
+        "--lengths",
+        str(length),
+        "--shards",
+        str(shards),
+        "--rows",
+        str(arguments.rows),
+        "--steps",
+        str(arguments.steps),
+    ]
     output, peak = run_measured([*command, "--precision", arguments.precision])
     return output.strip().splitlines()[-1], peak
 
@@ -159,15 +195,22 @@ def trainer(arguments: argparse.Namespace, model: str, length: int, shards: Path
     """Run launch/train.py as a user does, and read its metrics."""
     config = output.with_suffix(".json")
     half = {name: {"enabled": arguments.precision == name} for name in ("fp16", "bf16")}
-    zero = {"stage": stage, "reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}  # as ds_configs/cpu_*.json
+    zero = {
+        "stage": stage,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
+    }  # as ds_configs/cpu_*.json
     config.write_text(json.dumps(half | {"zero_optimization": zero, "gradient_clipping": 1.0}))
-    options = [word for option in arguments.options for word in (f"--{option.partition('=')[0]}", option.partition("=")[2])]
+    options = [
+        word for option in arguments.options for word in (f"--{option.partition('=')[0]}", option.partition("=")[2])
+    ]
     run_measured(
         [
-            sys.executable, str(ROOT / "launch" / "train.py"), "--model", model, "--train_input_file", str(shards), "--skip_eval",
-            "--deepspeed_config", str(config), "--train_batch_size", str(arguments.rows), "--gradient_accumulation_steps", "1",
-            "--num_optim_steps", str(WARMUP + arguments.steps), "--valid_step", "1000", "--output_dir", str(output), "--pbar", "False",
-            "--lr_schedule", "None", "--wandb_mode", "disabled", *options,
+            sys.executable, str(ROOT / "launch" / "train.py"), "--model", model, "--train_input_file", str(shards),
+            "--skip_eval", "--deepspeed_config", str(config), "--train_batch_size", str(arguments.rows),
+            "--gradient_accumulation_steps", "1", "--num_optim_steps", str(WARMUP + arguments.steps), "--valid_step",
+            "1000", "--output_dir", str(output), "--pbar", "False", "--lr_schedule", "None", "--wandb_mode", "disabled",
+            *options,
         ]
     )  # fmt: skip
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -199,7 +242,9 @@ def peer(arguments: argparse.Namespace, model: str, length: int) -> Figures:
     output, peak = run_measured([*command, "--layers", str(PRESETS[model].layers)])
     said = json.loads(output.strip().splitlines()[-1])
     # Of a GPU's memory the peer says nothing.
-    return Figures(said["real_tokens_per_second"], None, said["padding_share"], math.nan if usual_device() == "cuda" else peak)
+    return Figures(
+        said["real_tokens_per_second"], None, said["padding_share"], math.nan if usual_device() == "cuda" else peak
+    )
 
 
 @dataclass(frozen=True)
@@ -247,7 +292,8 @@ def usual_device() -> str:
 
 
 def bare_loop(arguments: argparse.Namespace) -> dict[str, float]:
-    """Train on the same rows with nothing around the arithmetic: forward, backward, clip, fused AdamW on fp32 master weights."""
+    """Train on the same rows with nothing around the arithmetic: forward, backward, clip, fused AdamW on fp32 master
+    weights."""
     import torch
 
     from dialogpt_ds.model.loss import TargetLoss, to_tensors
@@ -260,7 +306,9 @@ def bare_loop(arguments: argparse.Namespace) -> dict[str, float]:
     position = MixturePosition.start()
     loss_of = TargetLoss(model).to(device)
     masters = (
-        [parameter.detach().clone() for parameter in model.parameters()] if dtype != torch.float32 else list(model.parameters())
+        [parameter.detach().clone() for parameter in model.parameters()]
+        if dtype != torch.float32
+        else list(model.parameters())
     )
     loss_of.to(dtype)
     weights = list(model.parameters())

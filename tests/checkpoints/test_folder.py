@@ -1,4 +1,5 @@
-"""The folder of checkpoints on the disk: complete or absent, whatever an earlier process was killed in the middle of."""
+"""The folder of checkpoints on the disk: complete or absent, whatever an earlier process was killed in the middle
+of."""
 
 import re
 from pathlib import Path
@@ -52,7 +53,11 @@ def test_a_conversion_goes_when_a_newer_checkpoint_is_complete(folder: Checkpoin
 def test_what_a_kill_has_left_is_cleaned_up(folder: CheckpointFolder) -> None:
     write_checkpoint(folder, 1)
     write_checkpoint(folder, 2)
-    for remains in ("unfinished-step-00000003", "unfinished-deleted-step-00000000", "unfinished-universal-step-00000002"):
+    for remains in (
+        "unfinished-step-00000003",
+        "unfinished-deleted-step-00000000",
+        "unfinished-universal-step-00000002",
+    ):
         (folder.root / remains).mkdir()
         (folder.root / remains / "half").write_bytes(b"x")
     folder.clean()

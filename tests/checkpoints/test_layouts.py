@@ -50,20 +50,24 @@ class Runs:
     def argv(self, output: Path, stage: int, world: int, steps: int, *more: str) -> list[str]:
         config = write_deepspeed(self.folder, stage, self.precision, **self.options)
         return [
-            "--model", str(self.model), "--train_input_file", str(self.shards / "train"), "--skip_eval", "--output_dir", str(output),
-            "--deepspeed_config", config, "--num_optim_steps", str(steps), "--save_step", str(HALF), "--lr_schedule", "noam",
-            "--warmup_steps", "4", "--learning_rate", "1e-6", "--train_batch_size", str(8 // world),
-            "--gradient_accumulation_steps", "1", *more,
+            "--model", str(self.model), "--train_input_file", str(self.shards / "train"), "--skip_eval", "--output_dir",
+            str(output), "--deepspeed_config", config, "--num_optim_steps", str(steps), "--save_step", str(HALF),
+            "--lr_schedule", "noam", "--warmup_steps", "4", "--learning_rate", "1e-6", "--train_batch_size",
+            str(8 // world), "--gradient_accumulation_steps", "1", *more,
         ]  # fmt: skip
 
     def run(self, output: Path, stage: int, world: int, steps: int, *more: str) -> dict[str, Any]:
-        ended = self.pools[world].run(whole_run, self.argv(output, stage, world, steps, *more), self.precision == "fp16")
+        ended = self.pools[world].run(
+            whole_run, self.argv(output, stage, world, steps, *more), self.precision == "fp16"
+        )
         assert {end["code"] for end in ended} == {0}, ended
         return ended[0]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_every_pair_of_stages_at_another_world_size(small_world: SmallWorld, pools: Pools, tmp_path: Path, precision: str) -> None:
+def test_every_pair_of_stages_at_another_world_size(
+    small_world: SmallWorld, pools: Pools, tmp_path: Path, precision: str
+) -> None:
     """Two processes to one: the same rows, losses within rounding, group settings and step counts as they were."""
     runs = Runs(small_world, tmp_path, precision, pools, **fp16_from(14))
     whole = runs.run(tmp_path / "whole", 1, 1, WHOLE)
@@ -82,7 +86,9 @@ def test_every_pair_of_stages_at_another_world_size(small_world: SmallWorld, poo
             assert [ended[name] for name in ("groups", "updates", "applied", "skipped")] == [
                 whole[name] for name in ("groups", "updates", "applied", "skipped")
             ], pair
-            assert not list((output / "checkpoints").glob("universal-*")), "a conversion goes when the next checkpoint is complete"
+            assert not list((output / "checkpoints").glob("universal-*")), (
+                "a conversion goes when the next checkpoint is complete"
+            )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -96,7 +102,9 @@ def test_there_and_back_again(small_world: SmallWorld, pools: Pools, tmp_path: P
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_the_same_layout_goes_on_bit_for_bit(small_world: SmallWorld, pools: Pools, tmp_path: Path, precision: str) -> None:
+def test_the_same_layout_goes_on_bit_for_bit(
+    small_world: SmallWorld, pools: Pools, tmp_path: Path, precision: str
+) -> None:
     # From 2 ** 17 the first updates overflow, so that skipped steps and a falling scale have to survive.
     runs = Runs(small_world, tmp_path, precision, pools, **fp16_from(17))
     for stage in STAGES:
@@ -145,14 +153,21 @@ def test_gradients_summed_in_fp32_go_on_in_the_same_and_in_any_other_layout(
             runs.run(tmp_path / f"halved-{stage}", stage, 2, steps, *two)
         assert losses_of(tmp_path / f"halved-{stage}") == losses_of(tmp_path / f"whole-{stage}"), stage
         assert weights_of(tmp_path / f"halved-{stage}") == weights_of(tmp_path / f"whole-{stage}"), stage
-    for first, source, second, target in ((runs, 1, runs, 3), (runs, 3, runs, 1), (plain, 2, runs, 1), (runs, 1, plain, 2)):
+    for first, source, second, target in (
+        (runs, 1, runs, 3),
+        (runs, 3, runs, 1),
+        (plain, 2, runs, 1),
+        (runs, 1, plain, 2),
+    ):
         output = tmp_path / f"{source}-{target}-{first is runs}-{second is runs}"
         first.run(output, source, 2, HALF, *two)
         second.run(output, target, 1, WHOLE, *two)
         assert losses_of(output) == expected, output.name
 
 
-def test_gradients_reduced_while_others_are_computed_are_the_same(small_world: SmallWorld, pools: Pools, tmp_path: Path) -> None:
+def test_gradients_reduced_while_others_are_computed_are_the_same(
+    small_world: SmallWorld, pools: Pools, tmp_path: Path
+) -> None:
     """Small buckets, of which several are full before the last gradient is there."""
     found = []
     for overlap in (False, True):
@@ -175,7 +190,9 @@ def test_offloading_the_optimizer_on_the_way(small_world: SmallWorld, pools: Poo
     assert losses_of(tmp_path / "changing") == pytest.approx(losses_of(tmp_path / "whole"), abs=TOLERANCE["bf16"])
 
 
-def test_a_conversion_is_made_once_and_anew_where_it_is_damaged(small_world: SmallWorld, pools: Pools, tmp_path: Path) -> None:
+def test_a_conversion_is_made_once_and_anew_where_it_is_damaged(
+    small_world: SmallWorld, pools: Pools, tmp_path: Path
+) -> None:
     from dialogpt_ds.checkpoints.folder import CheckpointFolder, Summary
     from dialogpt_ds.checkpoints.universal import convert
 
@@ -225,5 +242,8 @@ def test_deepspeeds_own_adam_keeps_flat_groups_at_stage_0(
         output = tmp_path / f"{source}-to-{target}"
         runs.run(output, source, 2, HALF)
         ended = runs.run(output, target, 1, WHOLE)
-        assert losses_of(output) == pytest.approx(losses_of(tmp_path / "whole"), abs=TOLERANCE[precision]), (source, target)
+        assert losses_of(output) == pytest.approx(losses_of(tmp_path / "whole"), abs=TOLERANCE[precision]), (
+            source,
+            target,
+        )
         assert ended["updates"] == WHOLE

@@ -10,7 +10,8 @@ from dialogpt_ds.training.engine import _undo_trial_step
 
 
 def optimizer_of(num: int, in_groups: bool, fused: bool) -> torch.optim.Optimizer:
-    """Return AdamW after 3 updates of parameters on a GPU. Stage 3 of DeepSpeed keeps its groups' lists empty between steps."""
+    """Return AdamW after 3 updates of parameters on a GPU. Stage 3 of DeepSpeed keeps its groups' lists empty between
+    steps."""
     parameters = [torch.nn.Parameter(torch.zeros(4, device="meta")) for _ in range(num)]
     optimizer = torch.optim.AdamW(parameters)
     optimizer.param_groups[0]["fused"] = fused
@@ -28,7 +29,9 @@ def test_each_step_is_its_own_and_lies_where_its_optimizer_reads_it(in_groups: b
     optimizer = optimizer_of(2, in_groups, fused)
     _repair_steps(SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer)))
     steps = [state["step"] for state in optimizer.state.values()]
-    assert {step.device.type for step in steps} == {"meta" if fused else "cpu"}, "torch's fused kernel wants all on one device"
+    assert {step.device.type for step in steps} == {"meta" if fused else "cpu"}, (
+        "torch's fused kernel wants all on one device"
+    )
     assert steps[0] is not steps[1]
     if not fused:
         assert [step.item() for step in steps] == [3.0, 3.0]

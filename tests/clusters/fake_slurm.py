@@ -1,4 +1,5 @@
-"""A SLURM of two tasks on this machine, for a batch script to meet: srun, scontrol and squeue on PATH, and the job's variables."""
+"""A SLURM of two tasks on this machine, for a batch script to meet: srun, scontrol and squeue on PATH, and the job's
+variables."""
 
 import os
 import shutil

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""An srun for one machine: starts the tasks of the command with SLURM's variables for each, and ends as the real one does.
+"""An srun for one machine: starts the tasks of the command with SLURM's variables for each, and ends as the real one
+does.
 
-What it imitates was seen at SLURM 22.05: the variables, `--kill-on-bad-exit`, and the exit code, which is the highest of the tasks'
-codes, 128 + number for a task that a signal ended. It writes the tasks' process ids into $FAKE_SLURM/tasks.
+What it imitates was seen at SLURM 22.05: the variables, `--kill-on-bad-exit`, and the exit code, which is the highest
+of the tasks' codes, 128 + number for a task that a signal ended. It writes the tasks' process ids into
+$FAKE_SLURM/tasks.
 """
 
 import argparse
@@ -15,7 +17,8 @@ from pathlib import Path
 
 
 def task_environment(number: int, tasks: int, nodes: int) -> dict[str, str]:
-    """Return the environment of a task: nodes are 127.0.0.1, 127.0.0.2, ..., with equally many tasks each, in blocks."""
+    """Return the environment of a task: nodes are 127.0.0.1, 127.0.0.2, ..., with equally many tasks each, in
+    blocks."""
     here = tasks // nodes
     names = "127.0.0.1" if nodes == 1 else f"127.0.0.[1-{nodes}]"
     per_node = str(here) if nodes == 1 else f"{here}(x{nodes})"

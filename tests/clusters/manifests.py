@@ -1,4 +1,5 @@
-"""The Kubernetes manifests of launch/, as a test reads them, and as it runs them: pods that are processes of this machine."""
+"""The Kubernetes manifests of launch/, as a test reads them, and as it runs them: pods that are processes of this
+machine."""
 
 import sys
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class Pod:
         return self.container["resources"]["limits"]["nvidia.com/gpu"]
 
     def started_here(self, variables: dict[str, str], argv: list[str], folder: Path) -> Launched:
-        """Run the container's command on this machine, with a folder for what would be its own; CPUs take the place of GPUs."""
+        """Run the container's command on this machine, with a folder for what would be its own; CPUs take the place of
+        GPUs."""
         folder.mkdir()
         command = [word.replace(HOSTFILE, str(folder / "hostfile")) for word in self.container["command"]]
         assert command[0] == "python"

@@ -1,4 +1,5 @@
-"""A real SLURM on this machine that poses as two nodes, where it is installed (Debian 12: slurmctld slurmd slurm-client; 22.05)."""
+"""A real SLURM on this machine that poses as two nodes, where it is installed (Debian 12: slurmctld slurmd
+slurm-client; 22.05)."""
 
 import os
 import shutil
@@ -80,7 +81,9 @@ class RealSlurm:
 
     def state(self, job: str) -> tuple[str, int]:
         """Return a job's state and how often it was started again."""
-        facts = dict(word.partition("=")[::2] for word in self.say("scontrol", "--oneliner", "show", "job", job).split())
+        facts = dict(
+            word.partition("=")[::2] for word in self.say("scontrol", "--oneliner", "show", "job", job).split()
+        )
         return facts["JobState"], int(facts["Restarts"])
 
 

@@ -1,4 +1,5 @@
-"""A run of the very small model that stops and starts as the tests of clusters want it, and what an undisturbed one looks like."""
+"""A run of the very small model that stops and starts as the tests of clusters want it, and what an undisturbed one
+looks like."""
 
 from pathlib import Path
 
@@ -13,5 +14,6 @@ def options(small_world: SmallWorld, output: Path, steps: int) -> list[str]:
     return [
         "--model", str(model), "--train_input_file", str(shards / "train"), "--output_dir", str(output),
         "--deepspeed_config", write_deepspeed(output.parent, 1, "fp32"), "--num_optim_steps", str(steps),
-        "--skip_eval", "--save_step", "1000000", "--lr_schedule", "None", "--learning_rate", "1e-3", "--wandb_mode", "disabled",
+        "--skip_eval", "--save_step", "1000000", "--lr_schedule", "None", "--learning_rate", "1e-3", "--wandb_mode",
+        "disabled",
     ]  # fmt: skip

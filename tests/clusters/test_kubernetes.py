@@ -22,12 +22,14 @@ OLDEST = "1.31"
 RELEASES = (OLDEST, kubernetes_validate.latest_version())
 PODS = {"Job": pod_of_job()} | pods_of_pytorchjob()
 
-# The fields of PyTorchJob in release 1.9 of the training operator (its Python package kubeflow-training 1.9.4 lists them).
+# The fields of PyTorchJob in release 1.9 of the training operator (its Python package kubeflow-training 1.9.4 lists
+# them).
 PYTORCHJOB_FIELDS = {
     "PyTorchJob": {"apiVersion", "kind", "metadata", "spec", "status"},
     "spec": {"elasticPolicy", "nprocPerNode", "pytorchReplicaSpecs", "runPolicy"},
     "runPolicy": {
-        "activeDeadlineSeconds", "backoffLimit", "cleanPodPolicy", "managedBy", "schedulingPolicy", "suspend", "ttlSecondsAfterFinished",
+        "activeDeadlineSeconds", "backoffLimit", "cleanPodPolicy", "managedBy", "schedulingPolicy", "suspend",
+        "ttlSecondsAfterFinished",
     },
     "replica": {"replicas", "restartPolicy", "template"},
 }  # fmt: skip
@@ -70,7 +72,9 @@ def test_the_pytorchjob_has_the_operators_fields_and_pods_of_kubernetes(release:
         assert set(replica) == PYTORCHJOB_FIELDS["replica"]
         assert replica["restartPolicy"] == "ExitCode"
         template = replica["template"]
-        kubernetes_validate.validate({"apiVersion": "v1", "kind": "PodTemplate", "template": template}, release, strict=True)
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "PodTemplate", "template": template}, release, strict=True
+        )
         assert Pod(template).container["name"] == "pytorch"
         assert "restartPolicy" not in template["spec"], "the operator sets it"
 
@@ -154,7 +158,9 @@ def test_a_pods_arguments_are_ones_that_the_trainer_takes(name: str) -> None:
 @pytest.mark.parametrize("name", PODS)
 def test_a_pods_shell_script_passes_shellcheck_and_kubernetes_leaves_it_alone(name: str) -> None:
     script = PODS[name].shell_script
-    done = subprocess.run([str(BIN / "shellcheck"), "--shell=bash", "-"], input=script, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(BIN / "shellcheck"), "--shell=bash", "-"], input=script, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stdout
     for word in PODS[name].container["command"]:
         assert "$(" not in word, "Kubernetes puts variables of its own there"
@@ -166,7 +172,12 @@ def test_a_pods_shell_script_passes_shellcheck_and_kubernetes_leaves_it_alone(na
 
 def job_variables(index: int, port: int) -> dict[str, str]:
     """What differs on this machine from the Job's pod number `index`."""
-    return {"JOB_COMPLETION_INDEX": str(index), "GPUS_PER_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {
+        "JOB_COMPLETION_INDEX": str(index),
+        "GPUS_PER_NODE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def operator_variables(index: int, port: int) -> dict[str, str]:
@@ -180,7 +191,9 @@ def operator_variables(index: int, port: int) -> dict[str, str]:
 def two_pods(kind: str, argv: list[str], folder: Path) -> list[Launched]:
     port = free_port()
     if kind == "Job":
-        return [pod_of_job().started_here(job_variables(index, port), argv, folder / f"pod-{index}") for index in range(2)]
+        return [
+            pod_of_job().started_here(job_variables(index, port), argv, folder / f"pod-{index}") for index in range(2)
+        ]
     pods = pods_of_pytorchjob()
     return [
         pods[name].started_here(operator_variables(index, port), argv, folder / f"pod-{index}")
@@ -201,7 +214,9 @@ def test_two_pods_train_together_as_one_host_with_two_processes_does(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "code"), [("Job", 75), ("PyTorchJob", 143)])
-def test_sigterm_to_one_pod_stops_both_with_a_checkpoint(small_world: SmallWorld, tmp_path: Path, kind: str, code: int) -> None:
+def test_sigterm_to_one_pod_stops_both_with_a_checkpoint(
+    small_world: SmallWorld, tmp_path: Path, kind: str, code: int
+) -> None:
     output = tmp_path / "out"
     first, second = two_pods(kind, options(small_world, output, 100_000), tmp_path)
     with first, second:

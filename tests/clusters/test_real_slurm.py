@@ -41,7 +41,9 @@ def test_a_signalled_job_is_requeued_and_goes_on_and_a_cancelled_one_is_not(
     output = tmp_path / "out"
     job = submitted(slurm, tmp_path, options(small_world, output, 100_000))
     wait_until(lambda: steps_done(output) >= 5, 120)
-    slurm.say("scancel", f"--signal={signal.SIGUSR1.name}", job)  # to the tasks alone, as --signal does before the limit
+    slurm.say(
+        "scancel", f"--signal={signal.SIGUSR1.name}", job
+    )  # to the tasks alone, as --signal does before the limit
     wait_until(lambda: slurm.state(job) == ("PENDING", 1), 60)
     step = latest(output)
     assert step == steps_done(output)

@@ -9,13 +9,19 @@ from tests.conftest import ROOT
 from tests.helpers.launch import BIN
 
 SCRIPTS = sorted(
-    {path for pattern in ("launch/*.sh", "launch/*.sbatch", "tests/*.sh", "tests/*/*.sh", ".ci/run") for path in ROOT.glob(pattern)}
+    {
+        path
+        for pattern in ("launch/*.sh", "launch/*.sbatch", "tests/*.sh", "tests/*/*.sh", ".ci/run")
+        for path in ROOT.glob(pattern)
+    }
 )
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_shellcheck_finds_nothing(script: Path) -> None:
-    done = subprocess.run([str(BIN / "shellcheck"), "--external-sources", str(script)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(BIN / "shellcheck"), "--external-sources", str(script)], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stdout
 
 

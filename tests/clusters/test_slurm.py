@@ -1,4 +1,5 @@
-"""launch/slurm.sbatch under an srun that starts real tasks: what becomes of a job that is stopped, preempted, cancelled or wrong."""
+"""launch/slurm.sbatch under an srun that starts real tasks: what becomes of a job that is stopped, preempted, cancelled
+or wrong."""
 
 import os
 import signal
@@ -46,11 +47,15 @@ def test_a_job_that_nears_its_limit_goes_back_into_the_queue_and_its_restart_end
         assert launched.wait() == 0, launched.output
     assert then.requeues == []
     assert steps_done(output) == step + 3
-    assert losses_of(output) == undisturbed_losses[: step + 3], "two ranks, and the rows and losses of the deepspeed launcher's"
+    assert losses_of(output) == undisturbed_losses[: step + 3], (
+        "two ranks, and the rows and losses of the deepspeed launcher's"
+    )
 
 
 @pytest.mark.slow
-def test_a_mistake_is_exit_code_2_and_is_not_requeued(small_world: SmallWorld, tmp_path: Path, slurm: FakeSlurm) -> None:
+def test_a_mistake_is_exit_code_2_and_is_not_requeued(
+    small_world: SmallWorld, tmp_path: Path, slurm: FakeSlurm
+) -> None:
     argv = [*options(small_world, tmp_path / "out", 5), "--expect_world_size", "16"]
     with started(slurm, argv, tmp_path / "log") as launched:
         assert launched.wait() == 2
@@ -98,7 +103,12 @@ def submit(tmp_path: Path, slurm: FakeSlurm) -> Submit:
         argv = argv or ("--output_dir", str(tmp_path / "out"))
         environment = clean_environment() | slurm.environment(restarts) | {"VENV": str(tmp_path / "venv")} | more
         done = subprocess.run(
-            ["bash", slurm.script(SCRIPT), *argv], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+            ["bash", slurm.script(SCRIPT), *argv],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -121,7 +131,9 @@ def saving(output: Path, step: int) -> str:
         pytest.param((138, 75), 138, 1, id="one was not listening yet"),
     ],
 )
-def test_only_a_stop_is_requeued(submit: Submit, slurm: FakeSlurm, codes: tuple[int, int], code: int, requeues: int) -> None:
+def test_only_a_stop_is_requeued(
+    submit: Submit, slurm: FakeSlurm, codes: tuple[int, int], code: int, requeues: int
+) -> None:
     found, output = submit(f"codes=({codes[0]} {codes[1]}); exit ${{codes[$SLURM_PROCID]}}")
     assert (found, len(slurm.requeues)) == (code, requeues), output
 
@@ -161,13 +173,16 @@ def test_starts_that_get_nowhere_are_not_repeated_for_ever(submit: Submit, slurm
 def test_a_signal_to_the_batch_script_does_not_end_it_before_its_tasks(
     slurm: FakeSlurm, tmp_path: Path, to_script: signal.Signals
 ) -> None:
-    """SIGTERM comes to all of a job; SIGUSR1 comes to the script alone where it is submitted with --signal=B:USR1@180."""
+    """SIGTERM comes to all of a job; SIGUSR1 comes to the script alone where it is submitted with
+    --signal=B:USR1@180."""
     python = tmp_path / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f"#!{sys.executable}\n" + TASK_THAT_SAVES_FOR_A_SECOND)
     python.chmod(0o755)
     environment = slurm.environment() | {"VENV": str(tmp_path / "venv"), "MARKS": str(tmp_path)}
-    with Launched(["bash", slurm.script(SCRIPT), "--output_dir", str(tmp_path / "out")], tmp_path / "log", environment) as launched:
+    with Launched(
+        ["bash", slurm.script(SCRIPT), "--output_dir", str(tmp_path / "out")], tmp_path / "log", environment
+    ) as launched:
         launched.wait_until(lambda: all((tmp_path / f"listens-{number}").exists() for number in range(2)))
         os.kill(launched.process.pid, to_script)
         if to_script == signal.SIGTERM:

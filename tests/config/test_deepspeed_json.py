@@ -41,7 +41,9 @@ def the_problem(config: dict[str, Any]) -> str:
 
 
 def test_a_file_is_read_as_plain_dicts(tmp_path: Path) -> None:
-    config = read_deepspeed_json(written(tmp_path, '{"fp16": {"enabled": true}, "optimizer": {"params": {"betas": [0, 1]}}}'))
+    config = read_deepspeed_json(
+        written(tmp_path, '{"fp16": {"enabled": true}, "optimizer": {"params": {"betas": [0, 1]}}}')
+    )
     assert config == {"fp16": {"enabled": True}, "optimizer": {"params": {"betas": [0, 1]}}}
     assert type(config) is dict
     assert type(config["fp16"]) is dict
@@ -156,7 +158,9 @@ def test_anything_but_an_object_is_refused(tmp_path: Path, text: str) -> None:
         ({"qqqq": 1}, "qqqq (1)", "Correct the name or remove it."),
     ],
 )
-def test_an_unknown_key_at_any_level_is_named_with_the_nearest_one(config: dict[str, Any], dotted: str, way_out: str) -> None:
+def test_an_unknown_key_at_any_level_is_named_with_the_nearest_one(
+    config: dict[str, Any], dotted: str, way_out: str
+) -> None:
     problem = the_problem(config)
     assert problem.startswith(dotted)
     assert "DeepSpeed has no such key" in problem
@@ -273,7 +277,10 @@ def test_a_zero_stage_is_from_0_to_3(value: Any) -> None:
         ({"gradient_allreduce_op": "sum"}, ['gradient_allreduce_op is "sum", which cannot be used']),
         ({"managed_gradient_accumulation": False}, ["managed_gradient_accumulation is false, which cannot be used"]),
         ({"checkpoint": {"load_universal": True}}, ["checkpoint.load_universal is true, which cannot be used"]),
-        ({"checkpoint": {"use_node_local_storage": True}}, ["use_node_local_storage is true", "a disk that all nodes share"]),
+        (
+            {"checkpoint": {"use_node_local_storage": True}},
+            ["use_node_local_storage is true", "a disk that all nodes share"],
+        ),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named_with_the_rule(config: dict[str, Any], fragments: list[str]) -> None:
@@ -350,7 +357,9 @@ def test_neither_deepspeed_nor_torch_is_imported() -> None:
 
 @pytest.mark.parametrize("name", ["partition_activations", "cpu_checkpointing"])
 def test_a_block_that_would_do_nothing_is_refused_with_the_option_that_does_it(name: str) -> None:
-    assert "Give --activation_checkpointing on the command line" in the_problem({"activation_checkpointing": {name: True}})
+    assert "Give --activation_checkpointing on the command line" in the_problem(
+        {"activation_checkpointing": {name: True}}
+    )
     check_deepspeed_config({"activation_checkpointing": {name: False}}, "my.json")
 
 

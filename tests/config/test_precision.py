@@ -26,7 +26,9 @@ ON, OFF = {"enabled": True}, {"enabled": False}
         ({"fp16": False}, {"fp16"}, {"fp16": OFF}, "fp32"),
     ],
 )
-def test_precision_that_holds(arguments: dict[str, Any], explicit: set[str], json: dict[str, Any] | None, precision: str) -> None:
+def test_precision_that_holds(
+    arguments: dict[str, Any], explicit: set[str], json: dict[str, Any] | None, precision: str
+) -> None:
     assert resolve_precision(TrainingArguments(**arguments), frozenset(explicit), json) == precision
 
 
@@ -45,7 +47,9 @@ def test_fp16_gets_a_loss_scale_that_does_not_start_with_dozens_of_skips() -> No
 
 def test_a_loss_scale_must_agree_and_belong() -> None:
     with pytest.raises(UserError, match=r"--loss_scale 8.* on the command line, 128 in the DeepSpeed JSON"):
-        fill_precision({"fp16": {"loss_scale": 128}}, "fp16", TrainingArguments(loss_scale=8), frozenset({"loss_scale"}))
+        fill_precision(
+            {"fp16": {"loss_scale": 128}}, "fp16", TrainingArguments(loss_scale=8), frozenset({"loss_scale"})
+        )
     with pytest.raises(UserError, match="belongs to fp16, this run is in bf16"):
         fill_precision({}, "bf16", TrainingArguments(loss_scale=8), frozenset({"loss_scale"}))
 
@@ -55,7 +59,14 @@ def test_the_optimizer_is_adamw_unless_the_json_says_otherwise() -> None:
     assert fill_optimizer(json, 3e-4, False) == 3e-4
     params = json["optimizer"]["params"]
     assert json["optimizer"]["type"] == "AdamW"
-    assert params == {"lr": 3e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "torch_adam": True, "fused": True}
+    assert params == {
+        "lr": 3e-4,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "torch_adam": True,
+        "fused": True,
+    }
 
 
 def test_the_jsons_rate_holds_and_an_explicit_other_one_is_an_error() -> None:

@@ -1,4 +1,5 @@
-"""What the Dockerfile and .dockerignore say, read as the builder reads them: stages, values of ARG and ENV, the build context."""
+"""What the Dockerfile and .dockerignore say, read as the builder reads them: stages, values of ARG and ENV, the build
+context."""
 
 import dataclasses
 import json
@@ -108,7 +109,8 @@ def filled_in(text: str, values: dict[str, str]) -> str:
 
 
 def ignored(path: str, patterns: str) -> bool:
-    """Return whether .dockerignore leaves out a file: the last pattern that its path, or a folder above it, fits decides."""
+    """Return whether .dockerignore leaves out a file: the last pattern that its path, or a folder above it, fits
+    decides."""
     parts = path.split("/")
     above = ["/".join(parts[: count + 1]) for count in range(len(parts))]
     left_out = False

@@ -1,4 +1,5 @@
-"""The Dockerfile and .dockerignore: what hadolint says, and what this project asks of its images. No image is built here."""
+"""The Dockerfile and .dockerignore: what hadolint says, and what this project asks of its images. No image is built
+here."""
 
 import configparser
 import json
@@ -41,13 +42,17 @@ def environment_of(stage: str) -> dict[str, str]:
 
 
 def test_hadolint_finds_nothing() -> None:
-    done = subprocess.run([BIN / "hadolint", "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [BIN / "hadolint", "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_hadolint_would_find_something() -> None:
     worse = TEXT.replace("USER ${UID}", "USER root").replace("rm -rf /var/lib/apt/lists/*", "true")
-    done = subprocess.run([BIN / "hadolint", "--format", "json", "-"], input=worse, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [BIN / "hadolint", "--format", "json", "-"], input=worse, capture_output=True, text=True, timeout=60
+    )
     assert {"DL3002", "DL3009"} <= {one["code"] for one in json.loads(done.stdout)}
 
 
@@ -68,7 +73,9 @@ def test_bases_are_one_release_of_cuda_pinned_to_the_patch() -> None:
     release = f"{FILE.default('CUDA')}-{{}}-ubuntu{FILE.default('UBUNTU')}"
     assert bases == {f"nvidia/cuda:{release.format(flavour)}" for flavour in (FILE.default("FLAVOUR"), "devel")}
     assert re.fullmatch(r"\d+\.\d+\.\d+", FILE.default("CUDA"))
-    in_comments = set(re.findall(r"nvidia/cuda:[\w.-]+", "\n".join(line for line in TEXT.splitlines() if line.startswith("#"))))
+    in_comments = set(
+        re.findall(r"nvidia/cuda:[\w.-]+", "\n".join(line for line in TEXT.splitlines() if line.startswith("#")))
+    )
     assert in_comments <= bases
 
 
@@ -97,7 +104,9 @@ def test_the_first_process_is_the_one_that_turns_sigterm_into_a_checkpoint(image
 def test_there_is_no_health_check_no_download_and_no_secret() -> None:
     assert not {"HEALTHCHECK", "ADD", "MAINTAINER"} & {one.name for one in EVERYTHING}
     assert not re.search(r"https?://", "\n".join(named("RUN") + named("COPY")))
-    names = {name for kind in ("ARG", "ENV") for text in named(kind) for name in (*assignments(text), text.split("=")[0])}
+    names = {
+        name for kind in ("ARG", "ENV") for text in named(kind) for name in (*assignments(text), text.split("=")[0])
+    }
     assert not {name for name in names if re.search(r"KEY|TOKEN|SECRET|PASSW", name)}
     ssh_server = next(text for text in named("RUN") if "openssh-server" in text)
     assert "/etc/ssh/ssh_host_*" in ssh_server, "the package makes host keys, and the layer would keep them"
@@ -114,15 +123,31 @@ def test_the_build_context_is_what_a_run_needs_of_a_fresh_clone() -> None:
     left_out = set(clone_files()) - set(CONTEXT)
     kept_out = {path for path in left_out if not path.startswith(("tests/", ".ci/"))}
     assert kept_out == {".dockerignore", ".gitignore", "Dockerfile"}
-    assert {path.split("/")[0] for path in CONTEXT if "/" in path} == {"dialogpt_ds", "ds_configs", "launch", "preprocess"}
+    assert {path.split("/")[0] for path in CONTEXT if "/" in path} == {
+        "dialogpt_ds",
+        "ds_configs",
+        "launch",
+        "preprocess",
+    }
     assert sum((ROOT / path).stat().st_size for path in CONTEXT) < 2_000_000
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *(".git/HEAD", ".venv/bin/python", "models/run/checkpoints/latest", "shards/train/shard-000000.tar", "wandb/run/logs"),
-        *("dialogpt_ds/__pycache__/errors.cpython-311.pyc", "dialogpt_ds.egg-info/PKG-INFO", ".env", "launch/.deepspeed_env"),
+        *(
+            ".git/HEAD",
+            ".venv/bin/python",
+            "models/run/checkpoints/latest",
+            "shards/train/shard-000000.tar",
+            "wandb/run/logs",
+        ),
+        *(
+            "dialogpt_ds/__pycache__/errors.cpython-311.pyc",
+            "dialogpt_ds.egg-info/PKG-INFO",
+            ".env",
+            "launch/.deepspeed_env",
+        ),
         *(".netrc", "keys/authorized_keys", "launch/id_ed25519", "server.pem"),
     ],
 )
@@ -144,7 +169,9 @@ def test_dockerignore_is_read_as_the_builder_reads_it() -> None:
 
 
 def test_versions_are_those_that_the_tests_ran_on() -> None:
-    pinned = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "launch" / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    pinned = dict(
+        re.findall(r"^(\S+)==(\S+)$", (ROOT / "launch" / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     ranges = {one.name: one.specifier for one in map(Requirement, setup["options"]["install_requires"].split("\n")[1:])}
@@ -159,7 +186,9 @@ def test_versions_are_those_that_the_tests_ran_on() -> None:
 
 def test_every_operator_that_a_shipped_configuration_uses_is_built() -> None:
     environment = environment_of("operators")
-    assert environment["DS_ACCELERATOR"] == "cuda", "no GPU is visible in a build, and DeepSpeed would take the CPU's operators"
+    assert environment["DS_ACCELERATOR"] == "cuda", (
+        "no GPU is visible in a build, and DeepSpeed would take the CPU's operators"
+    )
     code = (
         "import json; from deepspeed.ops.op_builder.all_ops import ALL_OPS;"
         " print(json.dumps({one.BUILD_VAR: name for name, one in ALL_OPS.items()}))"
@@ -184,7 +213,8 @@ def test_every_operator_that_a_shipped_configuration_uses_is_built() -> None:
 
 
 def test_the_lines_that_are_replaced_in_deepspeeds_builder_are_there() -> None:
-    """DeepSpeed has no setting for the processor, so the Dockerfile edits its source; this is what the edit looks for."""
+    """DeepSpeed has no setting for the processor, so the Dockerfile edits its source; this is what the edit looks
+    for."""
     from deepspeed.ops.op_builder import builder
 
     source = Path(builder.__file__).read_text(encoding="utf-8")
@@ -202,7 +232,8 @@ def test_the_comments_give_a_stopped_container_more_time_than_the_ranks_get() ->
 
 def test_an_unknown_variable_is_empty_and_a_known_one_is_not() -> None:
     small = Dockerfile(
-        "ARG A=1\nFROM x:${A} AS one\n# no line\nRUN --mount=type=cache,target=/c a \\\n  # inside\n  b\nFROM one\nUSER 7\n"
+        "ARG A=1\nFROM x:${A} AS one\n# no line\nRUN --mount=type=cache,target=/c a \\\n  # inside\n  b\nFROM "
+        "one\nUSER 7\n"
     )
     assert [(stage.name, stage.base) for stage in small.stages.values()] == [("one", "x:1"), ("1", "one")]
     (run,) = small.stages["one"].instructions

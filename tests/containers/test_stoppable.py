@@ -1,4 +1,5 @@
-"""A launcher under launch/stoppable.py: what SIGTERM to it comes to, as an ordinary process and as a container's first one."""
+"""A launcher under launch/stoppable.py: what SIGTERM to it comes to, as an ordinary process and as a container's first
+one."""
 
 import os
 import shutil
@@ -22,7 +23,8 @@ SmallWorld = tuple[Path, Path]
 STOPPABLE = [sys.executable, str(ROOT / "launch" / "stoppable.py")]
 NEW_NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc"]
 needs_namespaces = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a PID namespace is made by root with util-linux's unshare"
+    os.geteuid() != 0 or shutil.which("unshare") is None,
+    reason="a PID namespace is made by root with util-linux's unshare",
 )
 LISTENER = """
 import signal, sys, time
@@ -49,15 +51,17 @@ def options(small_world: SmallWorld, output: Path, *more: str) -> list[str]:
     model, shards = small_world
     return [
         "--model", str(model), "--train_input_file", str(shards / "train"), "--skip_eval",
-        "--deepspeed_config", write_deepspeed(output.parent, 1, "bf16"), "--output_dir", str(output), "--num_optim_steps", "100000",
-        "--valid_step", "100000", "--wandb_mode", "disabled", "--lr_schedule", "None", "--learning_rate", "1e-3", *more,
+        "--deepspeed_config", write_deepspeed(output.parent, 1, "bf16"), "--output_dir", str(output),
+        "--num_optim_steps", "100000", "--valid_step", "100000", "--wandb_mode", "disabled", "--lr_schedule", "None",
+        "--learning_rate", "1e-3", *more,
     ]  # fmt: skip
 
 
 def train_until_signalled(
     launched: Launched, output: Path, number: signal.Signals, receiver: Callable[[], psutil.Process] | None = None
 ) -> int:
-    """Let a run make a few steps, send the signal to the stoppable process alone, and return the command's exit code."""
+    """Let a run make a few steps, send the signal to the stoppable process alone, and return the command's exit
+    code."""
     launched.wait_until(lambda: steps_done(output) >= 5)
     process = receiver() if receiver else psutil.Process(launched.process.pid)
     process.send_signal(number)
@@ -65,7 +69,9 @@ def train_until_signalled(
 
 
 def check_saved(launched: Launched, output: Path, reason: str = "SIGUSR1") -> None:
-    assert f"stopped by {reason}: step {steps_done(output):,} of 100,000 is saved in" in launched.output, launched.output
+    assert f"stopped by {reason}: step {steps_done(output):,} of 100,000 is saved in" in launched.output, (
+        launched.output
+    )
     assert latest(output) == steps_done(output)
     assert not list((output / "checkpoints").glob("unfinished-*"))
     assert "SIGKILL" not in launched.output
@@ -91,7 +97,9 @@ def test_sigterm_ends_a_run_of_another_launcher_with_75_too(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [deepspeed, torchrun])
-def test_sigint_ends_a_run_for_good(small_world: SmallWorld, tmp_path: Path, launcher: Callable[[int], list[str]]) -> None:
+def test_sigint_ends_a_run_for_good(
+    small_world: SmallWorld, tmp_path: Path, launcher: Callable[[int], list[str]]
+) -> None:
     output = tmp_path / "out"
     with Launched([*STOPPABLE, *launcher(2), *options(small_world, output)], tmp_path / "log") as launched:
         assert train_until_signalled(launched, output, signal.SIGINT) == 0, launched.output
@@ -100,7 +108,9 @@ def test_sigint_ends_a_run_for_good(small_world: SmallWorld, tmp_path: Path, lau
 
 @pytest.mark.slow
 @needs_namespaces
-def test_as_the_first_process_of_a_container_and_the_same_command_goes_on(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_as_the_first_process_of_a_container_and_the_same_command_goes_on(
+    small_world: SmallWorld, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     command = [*NEW_NAMESPACE, *STOPPABLE, *deepspeed(2), *options(small_world, output)]
     with Launched(command, tmp_path / "log") as launched:
@@ -111,7 +121,12 @@ def test_as_the_first_process_of_a_container_and_the_same_command_goes_on(small_
         assert train_until_signalled(launched, output, signal.SIGTERM, first_process) == 75, launched.output
         check_saved(launched, output)
     again = run(
-        [*NEW_NAMESPACE, *STOPPABLE, *deepspeed(2), *options(small_world, output, "--num_optim_steps", str(latest(output) + 3))]
+        [
+            *NEW_NAMESPACE,
+            *STOPPABLE,
+            *deepspeed(2),
+            *options(small_world, output, "--num_optim_steps", str(latest(output) + 3)),
+        ]
     )
     assert again.returncode == 0, again.stdout + again.stderr
 
@@ -120,7 +135,9 @@ def test_as_the_first_process_of_a_container_and_the_same_command_goes_on(small_
 def test_sigterm_before_the_ranks_are_up_ends_everything_at_once(small_world: SmallWorld, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with Launched([*STOPPABLE, *deepspeed(2), *options(small_world, output)], tmp_path / "log") as launched:
-        launched.wait_until(lambda: len(launched.ranks()) == 2)  # started, and a good ten seconds of imports from listening
+        launched.wait_until(
+            lambda: len(launched.ranks()) == 2
+        )  # started, and a good ten seconds of imports from listening
         launched.process.send_signal(signal.SIGTERM)
         assert launched.wait(STOP_SECONDS) == 128 + signal.SIGTERM, launched.output
         assert "SIGTERM while nothing trains" in launched.output
@@ -150,7 +167,9 @@ def test_no_command_is_a_mistake() -> None:
     assert run([*STOPPABLE, "--grace_seconds", "5"]).returncode == 2
 
 
-def test_one_training_process_hears_of_the_first_signal_the_group_of_the_second_and_nobody_of_a_third(tmp_path: Path) -> None:
+def test_one_training_process_hears_of_the_first_signal_the_group_of_the_second_and_nobody_of_a_third(
+    tmp_path: Path,
+) -> None:
     with Launched([*STOPPABLE, *listener()], tmp_path / "log") as launched:
         launched.wait_until(lambda: "listens" in launched.output)
         for said in ("SIGUSR1\n", "SIGTERM once more: SIGTERM to the command"):
@@ -175,7 +194,9 @@ def pending(pid: int) -> set[int]:
 
 def test_the_first_of_two_ranks_is_asked_and_programs_that_catch_everything_are_not(tmp_path: Path) -> None:
     shell = f'trap "echo shell heard" USR1; "{sys.executable}" -c "$0" & "{sys.executable}" -c "$0" & wait; wait'
-    with Launched([*STOPPABLE, "bash", "-c", shell, LISTENER.replace("ENDS", "{10: 75, 15: 3}")], tmp_path / "log") as launched:
+    with Launched(
+        [*STOPPABLE, "bash", "-c", shell, LISTENER.replace("ENDS", "{10: 75, 15: 3}")], tmp_path / "log"
+    ) as launched:
         launched.wait_until(lambda: launched.output.count("listens") == 2)
         launched.process.send_signal(signal.SIGTERM)
         launched.wait_until(lambda: "SIGUSR1" in launched.output)
@@ -213,7 +234,9 @@ def test_a_rank_that_outlives_its_launcher_may_save_and_other_leftovers_are_ende
 def test_a_command_that_goes_on_after_its_ranks_have_stopped_is_ended(tmp_path: Path) -> None:
     """As an ssh server does, whose sessions the ranks of one host of several are."""
     script = f'LOCAL_RANK=0 "{sys.executable}" -c "$0"; echo "ended with $?"; sleep 600'
-    with Launched([*STOPPABLE, "bash", "-c", script, LISTENER.replace("ENDS", "{10: 75}")], tmp_path / "log") as launched:
+    with Launched(
+        [*STOPPABLE, "bash", "-c", script, LISTENER.replace("ENDS", "{10: 75}")], tmp_path / "log"
+    ) as launched:
         launched.wait_until(lambda: "listens" in launched.output)
         launched.process.send_signal(signal.SIGTERM)
         assert launched.wait() == 75
@@ -233,7 +256,10 @@ def test_typing_and_ctrl_c_in_a_terminal_are_the_commands() -> None:
 
 @needs_namespaces
 def test_the_first_process_takes_in_orphans(tmp_path: Path) -> None:
-    orphan = "(sleep 0.1 & echo $! > {0}/pid) & wait; until [ ! -e /proc/$(cat {0}/pid) ]; do sleep 0.05; done; echo taken in"
+    orphan = (
+        "(sleep 0.1 & echo $! > {0}/pid) & wait; until [ ! -e /proc/$(cat {0}/pid) ]; do sleep 0.05; done; echo "
+        "taken in"
+    )
     finished = run([*NEW_NAMESPACE, *STOPPABLE, "timeout", "20", "bash", "-c", orphan.format(tmp_path)])
     assert finished.stdout == "taken in\n", "a process that nobody waits for stays in /proc as a zombie"
     assert finished.returncode == 0

@@ -1,11 +1,13 @@
-"""Carry out the Dockerfile's steps without a container engine, in a chroot of Debian, and train in it. Run by hand, as root:
+"""Carry out the Dockerfile's steps without a container engine, in a chroot of Debian, and train in it. Run by hand, as
+root:
 
     python -m tests.containers.try_install /tmp/trial --suite bookworm
 
-Every RUN of every stage runs as the stated user with the stated ENV and ARG, every COPY is a copy of what .dockerignore leaves of a
-fresh clone. Debian stands in for the CUDA images, so what needs CUDA is left out: DeepSpeed's operators are built for its CPU
-accelerator. Everything happens in mount and process namespaces of its own and is unmounted when it ends; the folder is removed,
-unless --keep. This machine's settings of pip and apt are used, and go with the folder. Needs debootstrap, and ten minutes to
+Every RUN of every stage runs as the stated user with the stated ENV and ARG, every COPY is a copy of what .dockerignore
+leaves of a fresh clone. Debian stands in for the CUDA images, so what needs CUDA is left out: DeepSpeed's operators are
+built for its CPU accelerator. Everything happens in mount and process namespaces of its own and is unmounted when it
+ends; the folder is removed, unless --keep. This machine's settings of pip and apt are used, and go with the folder.
+Needs debootstrap, and ten minutes to
 half an hour: DeepSpeed's 18 C++ files are compiled one after another.
 """
 
@@ -146,7 +148,9 @@ class Trial:
         for target in mounted:
             subprocess.run(["umount", target], check=True)
             target.rmdir() if target.is_dir() else None
-        print(f"  -> exit code {code}, {time.monotonic() - started:.0f} s, {size(image.folder) - before:+} MB", flush=True)
+        print(
+            f"  -> exit code {code}, {time.monotonic() - started:.0f} s, {size(image.folder) - before:+} MB", flush=True
+        )
         if code:
             print("".join(output.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-30:]))
             raise SystemExit(f"a step of the Dockerfile failed with exit code {code}")
@@ -184,7 +188,8 @@ def run(
     output: TextIO | None = None,
     alone: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in an image as its user, with /proc, /dev and this machine's folders of packages in it; alone: without a network."""
+    """Run a command in an image as its user, with /proc, /dev and this machine's folders of packages in it; alone:
+    without a network."""
     own = {name: value for name, value in os.environ.items() if PROXIES.fullmatch(name)}
     environment = {**own, "DEBIAN_FRONTEND": "noninteractive", **image.environment, **(arguments or {})}
     user = ["setpriv", f"--reuid={image.user}", f"--regid={image.user}", "--clear-groups"] if image.user != "0" else []
@@ -217,17 +222,23 @@ def package_folders() -> list[str]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, unless something of this machine is still mounted in it, as after an interruption: that would go too."""
+    """Remove a folder, unless something of this machine is still mounted in it, as after an interruption: that would go
+    too."""
     mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
     if any(place.startswith(f"{folder}/") for place in mounted):
-        print(f"{folder} is kept, since something is mounted in it until this command has ended; remove it then", file=sys.stderr)
+        print(
+            f"{folder} is kept, since something is mounted in it until this command has ended; remove it then",
+            file=sys.stderr,
+        )
         return
     shutil.rmtree(folder)
 
 
 def size(folder: Path) -> int:
     """Return what a folder holds, MB."""
-    listed = subprocess.run(["du", "--summarize", "--one-file-system", "--block-size=1MB", folder], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["du", "--summarize", "--one-file-system", "--block-size=1MB", folder], capture_output=True, text=True
+    )
     return int(listed.stdout.split()[0])
 
 
@@ -247,7 +258,17 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     arguments = parser.parse_args()
     if "IN_NAMESPACE" not in os.environ:
-        again = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-m", __spec__.name]
+        again = [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--kill-child",
+            sys.executable,
+            "-m",
+            __spec__.name,
+        ]
         os.execvpe(again[0], again + sys.argv[1:], os.environ | {"IN_NAMESPACE": "1"})
     arguments.folder.mkdir(parents=True, exist_ok=True)
     trial = Trial(arguments.folder.resolve(), arguments.suite, arguments.mirror)

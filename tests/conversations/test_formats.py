@@ -55,11 +55,15 @@ SHAREGPT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", 
 
 
 def test_json_lines_in_their_shapes(tmp_path: Path) -> None:
-    lines = [MESSAGES, SHAREGPT, {"turns": ["a", "b", "c"]}, {"turns": [{"text": "a", "weight": 0}, {"text": "b", "weight": 0.5}]},
-             {"Context": "a EOS b", "Response": "c", "Knowledge": ""}, {"context": ["a", "b"], "response": "c"}]  # fmt: skip
+    lines = [MESSAGES, SHAREGPT, {"turns": ["a", "b", "c"]}, {"turns": [{"text": "a", "weight": 0}, {"text": "b",
+                                                                                                     "weight": 0.5}]},
+             {"Context": "a EOS b", "Response": "c", "Knowledge": ""}, {"context": ["a", "b"],
+                                                                        "response": "c"}]  # fmt: skip
     source = opened(tmp_path, "a.jsonl", "\n".join(json.dumps(line) for line in lines))
     assert source.describe().endswith("a.jsonl: JSON Lines")
-    assert texts(source) == [["Be kind.", "Hi", "Hello", "Bye", "See you"], ["Hi", "Hello"], ["a", "b", "c"], ["a", "b"], ["a", "b", "c"],
+    assert texts(source) == [["Be kind.", "Hi", "Hello", "Bye", "See "
+                                                                "you"], ["Hi", "Hello"], ["a", "b", "c"], ["a", "b"],
+                                                                ["a", "b", "c"],
                              ["a", "b", "c"]]  # fmt: skip
     assert learned(source) == [["Hello", "See you"], ["Hello"], ["c"], ["b"], ["c"], ["c"]]
     assert learned(source, "all")[0] == ["Hi", "Hello", "Bye", "See you"]
@@ -106,7 +110,12 @@ def test_tables_with_a_response_and_contexts_newest_first(tmp_path: Path) -> Non
     assert texts(source) == [["a", "b", "c", "d"], ["c", 'quoted, with\nline end "x"']]
     assert [record.line for record in source.records()] == [2, 3]
     assert learned(source) == [["d"], ['quoted, with\nline end "x"']]
-    assert texts(opened(tmp_path, "b.tsv", text.replace(",", "\t").replace("\t with", ", with")))[0] == ["a", "b", "c", "d"]
+    assert texts(opened(tmp_path, "b.tsv", text.replace(",", "\t").replace("\t with", ", with")))[0] == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]
 
 
 def test_a_script_gives_a_persona_its_sliding_history(tmp_path: Path) -> None:
@@ -127,7 +136,9 @@ def test_rows_that_are_no_record_are_rejected_and_a_quote_that_never_closes_stop
             found.append([turn.text for turn in source.read(record).turns])
         except RejectedRecordError as error:
             found.append([f"line {record.line}: {error}"])
-    assert found == [["line 2: another number of fields than the header"], ["c", "b"], ["line 4: not CSV: ',' expected after '\"'"],
+    assert found == [["line 2: another number of fields than the header"], ["c", "b"], ["line 4: not CSV: ',' expected "
+                                                                                        "after "
+                                                                                        "'\"'"],
                      ["line 5: not UTF-8"], ["h", "g"]]  # fmt: skip
     with pytest.raises(UserError, match=r"a.csv, line 3: a quote opens in this row and never closes"):
         list(opened(tmp_path, "a.csv", 'response,context\na,b\n"c,d\ne,f\n').records())
@@ -174,7 +185,9 @@ def test_the_format_is_told_from_the_content(tmp_path: Path, name: str, text: st
         ("a.tsv", "a\tb\n", {"persona": "Ann"}, "--persona 'Ann': .* does not say who speaks"),
     ],
 )
-def test_inputs_that_can_not_be_told(tmp_path: Path, name: str, text: str, options: dict[str, object], message: str) -> None:
+def test_inputs_that_can_not_be_told(
+    tmp_path: Path, name: str, text: str, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         opened(tmp_path, name, text, **options)
 
@@ -211,9 +224,12 @@ def test_standard_input_gives_the_shards_of_the_file(tmp_path: Path) -> None:
         done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT, timeout=120)
         assert done.returncode == 0, done.stderr
     assert "standard input: JSON Lines" in subprocess.run(
-        [*program, "--input", "-", "--output", str(tmp_path / "third")], input=text, capture_output=True, text=True, cwd=ROOT, timeout=120
+        [*program, "--input", "-", "--output", str(tmp_path / "third")], input=text, capture_output=True, text=True,
+        cwd=ROOT, timeout=120
     ).stdout  # fmt: skip
-    assert (tmp_path / "piped" / "shard-000000.tar").read_bytes() == (tmp_path / "file" / "shard-000000.tar").read_bytes()
+    assert (tmp_path / "piped" / "shard-000000.tar").read_bytes() == (
+        tmp_path / "file" / "shard-000000.tar"
+    ).read_bytes()
     assert (tmp_path / "piped" / "manifest.json").read_bytes() == (tmp_path / "file" / "manifest.json").read_bytes()
 
 
@@ -274,7 +290,10 @@ def test_a_new_format_is_a_class_and_its_entry(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(FORMATS, "slashes", Slashes)
     for chosen in ("auto", "slashes"):
         source = opened(tmp_path, "a.txt", "how are you / fine\n", format_name=chosen)
-        assert (source.describe(), texts(source)) == (f"{tmp_path / 'a.txt'}: turns between slashes", [["how are you", "fine"]])
+        assert (source.describe(), texts(source)) == (
+            f"{tmp_path / 'a.txt'}: turns between slashes",
+            [["how are you", "fine"]],
+        )
         assert source.facts()["format"] == "slashes"
     with pytest.raises(UserError, match=r"no NAME: text, and no slash\. Name the --format"):
         opened(tmp_path, "a.txt", "just a line\n")

@@ -56,7 +56,9 @@ def run_file(*words: str, timeout: float = 60, **environment: str) -> "subproces
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=timeout)
 
 
-def assert_refused(capsys: pytest.CaptureFixture[str], words: list[str], *parts: str, code: int = EXIT_USER_ERROR) -> None:
+def assert_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], *parts: str, code: int = EXIT_USER_ERROR
+) -> None:
     assert main(words) == code
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -100,7 +102,11 @@ def test_the_metrics_of_a_panel_share_the_unit_of_its_axis(panel: Panel) -> None
 def test_the_epochs_of_a_mixtures_sources_are_drawn_with_the_epoch() -> None:
     (panel,) = [panel for panel in PANELS if panel.pattern]
     names = [*METRICS, f"{SOURCE_EPOCHS}0", f"{SOURCE_EPOCHS}12"]
-    assert [name for name in names if re.search(panel.pattern, name)] == ["epoch", f"{SOURCE_EPOCHS}0", f"{SOURCE_EPOCHS}12"]
+    assert [name for name in names if re.search(panel.pattern, name)] == [
+        "epoch",
+        f"{SOURCE_EPOCHS}0",
+        f"{SOURCE_EPOCHS}12",
+    ]
 
 
 def test_the_columns_beside_the_runs_are_in_what_wandb_shows_as_their_configuration(
@@ -128,7 +134,12 @@ def test_a_workspace_is_built_without_a_key_and_without_a_connection(monkeypatch
     sections = spec["section"]["panelBankConfig"]["sections"]
     assert [section["name"] for section in sections] == list(SECTIONS)
     assert all(section["isOpen"] for section in sections)
-    plots = {plot["config"]["chartTitle"]: plot["config"] for section in sections for plot in section["panels"] if is_plot(plot)}
+    plots = {
+        plot["config"]["chartTitle"]: plot["config"]
+        for section in sections
+        for plot in section["panels"]
+        if is_plot(plot)
+    }
     assert plots.keys() == {panel.title for panel in PANELS}
     for panel in PANELS:
         plot = plots[panel.title]
@@ -181,7 +192,11 @@ def test_the_file_writes_the_specification_where_no_server_is(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("words", "environment", "entity"),
-    [([], {}, ENTITY), ([], {"WANDB_ENTITY": "a-team"}, "a-team"), (["--entity", "given"], {"WANDB_ENTITY": "a-team"}, "given")],
+    [
+        ([], {}, ENTITY),
+        ([], {"WANDB_ENTITY": "a-team"}, "a-team"),
+        (["--entity", "given"], {"WANDB_ENTITY": "a-team"}, "given"),
+    ],
     ids=["the key's own", "WANDB_ENTITY", "--entity"],
 )
 def test_saving_sends_the_view_and_prints_its_address(
@@ -192,7 +207,12 @@ def test_saving_sends_the_view_and_prints_its_address(
         done = run_file("--project", "talk", "--name", "Mine", *words, **server.environment, **environment)
     assert (done.returncode, done.stderr) == (EXIT_DONE, "")
     (view,) = server.views
-    assert (view["entityName"], view["projectName"], view["displayName"], view["type"]) == (entity, "talk", "Mine", "project-view")
+    assert (view["entityName"], view["projectName"], view["displayName"], view["type"]) == (
+        entity,
+        "talk",
+        "Mine",
+        "project-view",
+    )
     expected = json.loads(spec_json(build_workspace(entity, "talk", "Mine")))
     assert without_ids(json.loads(view["spec"])) == without_ids(expected)
     short = view["name"].removeprefix("nw-").removesuffix("-v")
@@ -205,7 +225,9 @@ def test_a_server_that_refuses_the_view_is_quoted() -> None:
     with serving(refusal="permission denied, says the server") as server:
         done = run_file(**server.environment)
     assert (done.returncode, done.stdout) == (EXIT_RUN_FAILED, "")
-    assert done.stderr.startswith(f"run failed: the dashboard could not be saved on {server.environment['WANDB_BASE_URL']}: ")
+    assert done.stderr.startswith(
+        f"run failed: the dashboard could not be saved on {server.environment['WANDB_BASE_URL']}: "
+    )
     assert "permission denied, says the server" in done.stderr
     assert "project 'dialogpt-ds'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -231,7 +253,9 @@ def test_a_server_that_is_not_there_is_said_before_wandb_waits_for_it(
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with port_of() as port:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-        assert_refused(capsys, [], f"http://127.0.0.1:{port} does not answer", "nothing was saved", code=EXIT_RUN_FAILED)
+        assert_refused(
+            capsys, [], f"http://127.0.0.1:{port} does not answer", "nothing was saved", code=EXIT_RUN_FAILED
+        )
 
 
 def test_a_key_without_an_entity_asks_for_one() -> None:
@@ -268,6 +292,8 @@ def test_a_missing_extra_is_an_error_that_names_it(
     ],
     ids=lambda value: " ".join(value),
 )
-def test_a_wrong_command_line_is_one_message(capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]) -> None:
+def test_a_wrong_command_line_is_one_message(
+    capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]
+) -> None:
     pytest.importorskip("wandb_workspaces")
     assert_refused(capsys, words, *parts)

@@ -12,7 +12,8 @@ from tests.helpers.wandb_server import ENTITY, KEY
 
 
 class Server(ThreadingHTTPServer):
-    """Answers GraphQL as far as saving a view asks; `refusal` is what it says to a view, `entity` whom the key belongs to."""
+    """Answers GraphQL as far as saving a view asks; `refusal` is what it says to a view, `entity` whom the key belongs
+    to."""
 
     def __init__(self, entity: str | None = ENTITY, refusal: str = "", hangs: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -36,7 +37,14 @@ class Server(ThreadingHTTPServer):
             self.views.append(question["variables"])
             view = {"id": "an id", "name": question["variables"]["name"]}
             return {"data": {"upsertView": {"view": view, "inserted": True}}}
-        viewer = {"id": "viewer", "entity": self.entity, "username": ENTITY, "email": "", "flags": "{}", "teams": {"edges": []}}
+        viewer = {
+            "id": "viewer",
+            "entity": self.entity,
+            "username": ENTITY,
+            "email": "",
+            "flags": "{}",
+            "teams": {"edges": []},
+        }
         return {"data": {"viewer": viewer}}
 
 

@@ -55,10 +55,16 @@ class OtherHost:
     def start(self, *mounts: str) -> None:
         """Start it anew, after these shell commands."""
         self.stop()
-        script = "; ".join(["set -e", "mkdir -p /run/sshd", *mounts, f"exec {SSHD} -D -e -f {self.keys.folder}/sshd_config"])
+        script = "; ".join(
+            ["set -e", "mkdir -p /run/sshd", *mounts, f"exec {SSHD} -D -e -f {self.keys.folder}/sshd_config"]
+        )
         with open(self.keys.folder / "sshd.log", "wb") as log:
             self.process = subprocess.Popen(
-                ["unshare", "--mount", "sh", "-c", script], stderr=log, stdout=log, stdin=subprocess.DEVNULL, start_new_session=True
+                ["unshare", "--mount", "sh", "-c", script],
+                stderr=log,
+                stdout=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         deadline = time.monotonic() + 20.0
         while True:

@@ -22,8 +22,9 @@ def good(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
     output = tmp_path_factory.mktemp("out") / "run"
     port = str(free_port())
     return examine(
-        *CPU, "--model", "tiny", "--num_gpus", "2", "--train_input_file", str(shards), "--skip_eval", "--train_batch_size", "8",
-        "--gradient_accumulation_steps", "2", "--output_dir", str(output), "--master_port", port, "--expect_world_size", "2",
+        *CPU, "--model", "tiny", "--num_gpus", "2", "--train_input_file", str(shards), "--skip_eval",
+        "--train_batch_size", "8", "--gradient_accumulation_steps", "2", "--output_dir", str(output), "--master_port",
+        port, "--expect_world_size", "2",
     )  # fmt: skip
 
 
@@ -39,8 +40,9 @@ def test_a_good_set_up_ends_with_0_and_a_line_for_each_check(good: Examined) -> 
 
 def test_a_good_set_up_says_what_it_found(good: Examined) -> None:
     assert "torch 2." in good.found("ok", "versions")
-    assert "this run needs deepspeed_shm_comm (ranks on a CPU exchange data through shared memory; built " in good.found(
-        "ok", "ops"
+    assert (
+        "this run needs deepspeed_shm_comm (ranks on a CPU exchange data through shared memory; built "
+        in good.found("ok", "ops")
     )
     assert f", in {op_folder()})" in good.found("ok", "ops")
     assert "2 processes x 2 micro-batches of 4 = 16 rows a step" in good.found("ok", "batch")
@@ -55,15 +57,17 @@ def test_it_leaves_nothing_behind(good: Examined) -> None:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Examined, Path, int]]:
-    """Much that is wrong on one machine: 64 processes of a large model in fp16, no compiler, a port in use, no place to write."""
+    """Much that is wrong on one machine: 64 processes of a large model in fp16, no compiler, a port in use, no place to
+    write."""
     folder = tmp_path_factory.mktemp("broken")
     (folder / ".deepspeed_env").write_text(f"# the network\nWANDB_API_KEY={SECRET}\n")
     (folder / "hosts").write_text("worker-0 slots = 8\nworker-1 slots=8\nworker-1 slots=8\n")
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         run = examine(
-            "--hostfile", "hosts", "--model", "762M", "--num_gpus", "64", "--master_port", str(port), "--output_dir", "/proc/run",
-            "--wandb_mode", "disabled", folder=folder, PATH=str(folder), HOME=str(folder), DS_ENV_FILE=".deepspeed_env",
+            "--hostfile", "hosts", "--model", "762M", "--num_gpus", "64", "--master_port", str(port), "--output_dir",
+            "/proc/run", "--wandb_mode", "disabled", folder=folder, PATH=str(folder), HOME=str(folder),
+            DS_ENV_FILE=".deepspeed_env",
         )  # fmt: skip
         yield run, folder, port
 
@@ -76,7 +80,10 @@ def test_broken_set_ups_end_with_1(broken: tuple[Examined, Path, int]) -> None:
 
 def test_a_hostfile_with_spaces_and_a_host_twice(broken: tuple[Examined, Path, int]) -> None:
     found = broken[0].found("problem", "hostfile")
-    assert "hosts:1: 'worker-0 slots = 8' has spaces beside the =, which the launcher refuses: write worker-0 slots=8" in found
+    assert (
+        "hosts:1: 'worker-0 slots = 8' has spaces beside the =, which the launcher refuses: write worker-0 slots=8"
+        in found
+    )
     assert "hosts:3: 'worker-1 slots=8' names a host that line 2 has already" in found
 
 
@@ -159,5 +166,7 @@ def test_a_missing_hostfile_is_a_problem_and_a_wrong_option_a_wrong_command_line
     )  # fmt: skip
     assert missing.code == 1
     assert "does not exist" in missing.found("problem", "hostfile")
-    assert "--expect_world_size 4, but the hostfile or --num_gpus make it 3 processes" in missing.found("problem", "batch")
+    assert "--expect_world_size 4, but the hostfile or --num_gpus make it 3 processes" in missing.found(
+        "problem", "batch"
+    )
     assert "manifest.json" in missing.found("problem", "data")

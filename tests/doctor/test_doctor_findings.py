@@ -44,7 +44,8 @@ def test_nothing_is_wrong_with_two_equal_hosts() -> None:
 def test_facts_survive_the_way_over_ssh_and_a_talkative_shell() -> None:
     assert facts_in(f"Welcome to worker-1!\n{to_line(NODE)}\nbye\n") == NODE
     looked_at = node(
-        device=DeviceFacts("cpu", rates=CpuRates(fp32=2.0, bf16=1.0)), nvme_folders={"/nvme/run": NvmeFolder("/", True, False)}
+        device=DeviceFacts("cpu", rates=CpuRates(fp32=2.0, bf16=1.0)),
+        nvme_folders={"/nvme/run": NvmeFolder("/", True, False)},
     )
     assert facts_in(to_line(looked_at)) == looked_at
     assert facts_in(f"a banner without an end of line {to_line(NODE)}") == NODE
@@ -67,7 +68,10 @@ def test_versions_outside_the_ranges_are_problems() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"torch_cuda": None, "num_visible": 0}, "PyTorch is the build for CPUs, so training would be on the CPU: pip install"),
+        (
+            {"torch_cuda": None, "num_visible": 0},
+            "PyTorch is the build for CPUs, so training would be on the CPU: pip install",
+        ),
         ({"num_visible": 0, "num_device_files": 0, "gpus": []}, "in a container, start it with docker run --gpus all"),
         (
             {"num_visible": 0, "torch_error": "CUDA driver version is insufficient"},
@@ -121,7 +125,10 @@ def test_a_host_without_gpus_among_others_with_some_is_a_problem() -> None:
 
 def test_bf16_needs_a_gpu_that_has_it() -> None:
     seen = [("", node(gpus=[V100]))]
-    assert "bf16 needs compute capability 8.0, and a GPU there has 7.0" in only(gpus.precision_findings(seen, "bf16", {})).text
+    assert (
+        "bf16 needs compute capability 8.0, and a GPU there has 7.0"
+        in only(gpus.precision_findings(seen, "bf16", {})).text
+    )
     assert levels(gpus.precision_findings(seen, "fp16", {})) == ["ok"]
     old = [("", node(gpus=[replace(V100, capability="6.1")]))]
     assert levels(gpus.precision_findings(old, "fp16", {})) == ["warning"]
@@ -130,13 +137,16 @@ def test_bf16_needs_a_gpu_that_has_it() -> None:
 def test_what_a_host_lacks_for_precision_and_offload_is_one_line() -> None:
     zero = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme/run"}}
     on_cpu = DeviceFacts("cpu", computes_fp16=False)
-    seen = pair(device=on_cpu, nvme_folders={"/nvme/run": NvmeFolder("/nvme", True, False)}, ops_compatible={"async_io": False})
+    seen = pair(
+        device=on_cpu, nvme_folders={"/nvme/run": NvmeFolder("/nvme", True, False)}, ops_compatible={"async_io": False}
+    )
     finding = only(gpus.precision_findings(seen[1:], "fp16", {"zero_optimization": zero}))
     first, second, third = finding.text.splitlines()
     assert first.startswith("worker-2: fp16 is on, but this device (cpu) can't compute in it")
     assert (
         second
-        == "zero_optimization.offload_optimizer.nvme_path '/nvme/run' can't be written to (/nvme is read-only); name another folder"
+        == "zero_optimization.offload_optimizer.nvme_path '/nvme/run' can't be written to (/nvme is read-only); name "
+        "another folder"
     )
     assert "apt-get install libaio-dev" in third
     slow = replace(on_cpu, rates=CpuRates(fp32=119e9, bf16=25e9))
@@ -264,7 +274,9 @@ def test_a_check_that_crashes_or_hangs_is_a_warning_that_names_it() -> None:
 def test_what_two_checks_come_to_is_said_once_and_secrets_are_left_out() -> None:
     stream = StringIO()
     report = Report(Clock(60.0), stream)
-    report.add([problem("a", "broken", "mend it"), problem("b", "broken"), warning("c", "https://user:pass@host/ is slow")])
+    report.add(
+        [problem("a", "broken", "mend it"), problem("b", "broken"), warning("c", "https://user:pass@host/ is slow")]
+    )
     assert stream.getvalue().splitlines() == [
         "problem  a            broken",
         "                      way out: mend it",

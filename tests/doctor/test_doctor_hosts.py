@@ -19,14 +19,18 @@ from tests.helpers.append_only import append_only
 
 def test_hosts_that_did_not_answer_are_grouped_by_reason() -> None:
     refused = Answer(None, None, "ssh: it wants a password", "ssh-copy-id")
-    answers = {f"worker-{n}": refused for n in range(20)} | {"slow": Answer(None, None, "no answer within 35 s", "wait", late=True)}
+    answers = {f"worker-{n}": refused for n in range(20)} | {
+        "slow": Answer(None, None, "no answer within 35 s", "wait", late=True)
+    }
     first, second = hosts.ssh_findings(Survey(answers))
     assert (first.level, second.level) == ("problem", "warning")
     assert first.text == "worker-0, worker-1, worker-2, worker-3 and 16 more: ssh: it wants a password"
 
 
 def test_many_hosts_with_one_trouble_are_one_line_and_one_host_has_its_name_in_the_way_out() -> None:
-    refused = {name: SshOutcome(255, "", f"root@{name}: Permission denied (publickey).") for name in ("worker-1", "worker-2")}
+    refused = {
+        name: SshOutcome(255, "", f"root@{name}: Permission denied (publickey).") for name in ("worker-1", "worker-2")
+    }
     answers = {name: Answer(None, None, *why_not(name, done, 30.0)) for name, done in refused.items()}
     both = only(hosts.ssh_findings(Survey(answers)))
     assert both.text.startswith(
@@ -86,7 +90,9 @@ def test_other_code_and_a_missing_folder_are_problems(changes: dict[str, Any], w
 
 
 def test_another_commit_with_the_same_code_is_a_warning_for_the_trainer_takes_it() -> None:
-    finding = only([found for found in software.code_findings(pair(revision="1234567890abcdef"), NODE) if found.level != "ok"])
+    finding = only(
+        [found for found in software.code_findings(pair(revision="1234567890abcdef"), NODE) if found.level != "ok"]
+    )
     assert finding.level == "warning"
     assert "git revision 1234567890, here it is abcdef0123, with the same dialogpt_ds" in finding.text
 
@@ -103,7 +109,9 @@ def test_a_copy_of_the_same_code_without_git_is_as_good() -> None:
 
 
 def test_a_broken_pytorch_is_a_problem_and_an_unknown_limit_a_warning() -> None:
-    found = software.failure_findings([("", node(failures={"torch_facts": "ImportError: libcudart", "limits": "OSError: x"}))])
+    found = software.failure_findings(
+        [("", node(failures={"torch_facts": "ImportError: libcudart", "limits": "OSError: x"}))]
+    )
     assert levels(found) == ["problem", "warning"]
     assert found[0].text == "PyTorch can't be used: ImportError: libcudart"
 
@@ -130,11 +138,16 @@ def test_the_way_to_the_first_host_names_the_interfaces_for_nccl() -> None:
 
 def test_a_first_address_that_only_the_first_host_can_use_is_a_problem() -> None:
     finding = only(network.way_findings(survey(Visit(), address="127.0.1.1")))
-    assert (finding.level, finding.way_out) == ("problem", "give the launcher the right one, here too: --master_addr ADDRESS")
+    assert (finding.level, finding.way_out) == (
+        "problem",
+        "give the launcher the right one, here too: --master_addr ADDRESS",
+    )
 
 
 def test_a_port_in_use_is_a_problem() -> None:
-    assert only(network.port_findings(None, MeetingPlace(port_problem="port 29500 is in use"), 29_500)).level == "problem"
+    assert (
+        only(network.port_findings(None, MeetingPlace(port_problem="port 29500 is in use"), 29_500)).level == "problem"
+    )
     assert only(network.port_findings(node(port_problem="port 29500 is in use"), None, 29_500)).level == "problem"
 
 
@@ -149,7 +162,8 @@ def test_an_output_dir_without_renames_is_a_problem(tmp_path: Path) -> None:
         facts = node(**host_facts.output_folder(Request(str(tmp_path), output_dir=str(output))))
         assert levels(findings := limits.output_findings([("", facts)], output, 1, 1, 1)) == ["problem"]
         assert findings[0].text == (
-            f"{output} can't be written to as a checkpoint is: its folders can't be renamed (Operation not permitted), for --output_dir "
+            f"{output} can't be written to as a checkpoint is: its folders can't be renamed (Operation not "
+            f"permitted), for --output_dir "
             f"{output}"
         )
     facts = node(**host_facts.output_folder(Request(str(tmp_path), output_dir=str(tmp_path / "to-be-made"))))

@@ -29,7 +29,8 @@ def examine_over_ssh(keys: Keys, folder: Path, *words: str, slots: int = 1) -> E
 
 
 def in_the_place_of_this_checkout(other: Path) -> list[str]:
-    """Return the commands that put another checkout there, with the same environment of Python where that lies in the checkout."""
+    """Return the commands that put another checkout there, with the same environment of Python where that lies in the
+    checkout."""
     python = Path(sys.prefix)
     if not python.is_relative_to(ROOT):
         return [f"mount --bind {other} {ROOT}"]

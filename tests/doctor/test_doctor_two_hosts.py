@@ -13,7 +13,16 @@ from tests.helpers.two_hosts import ADDRESSES, TwoHosts, two_hosts_or_skip
 
 pytestmark = pytest.mark.multinode
 
-CPU = ("--deepspeed_config", "ds_configs/cpu_fp32.json", "--wandb_mode", "disabled", "--model", "tiny", "--num_gpus", "1")
+CPU = (
+    "--deepspeed_config",
+    "ds_configs/cpu_fp32.json",
+    "--wandb_mode",
+    "disabled",
+    "--model",
+    "tiny",
+    "--num_gpus",
+    "1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +34,9 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
 def examine(hosts: TwoHosts, output: Path, *words: str) -> Examined:
     """Run the doctor on the first host, for a run over both."""
     command = [sys.executable, str(ROOT / "launch" / "doctor.py"), "--hostfile", "launch/hostfile.example", *CPU]
-    done: subprocess.CompletedProcess[str] = hosts.first.run([*command, "--output_dir", str(output), *words], timeout=120)
+    done: subprocess.CompletedProcess[str] = hosts.first.run(
+        [*command, "--output_dir", str(output), *words], timeout=120
+    )
     assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
     return Examined(done.returncode, done.stdout.splitlines(), done.stderr)
 
@@ -43,7 +54,9 @@ def test_two_hosts_that_are_as_they_should_be(hosts: TwoHosts, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_shared_a_route_that_leads_nowhere_and_a_host_that_is_cut_off(hosts: TwoHosts, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_shared_a_route_that_leads_nowhere_and_a_host_that_is_cut_off(
+    hosts: TwoHosts, tmp_path: Path
+) -> None:
     assert hosts.second.run(["mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]).returncode == 0
     # An address of the first host that the second one has no way to: the wrong one of two networks.
     run = examine(hosts, tmp_path, "--master_addr", "10.99.0.1")

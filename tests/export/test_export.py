@@ -22,13 +22,16 @@ from tests.helpers.run_tasks import weights_of, whole_run
 SmallWorld = tuple[Path, Path]
 
 
-def train(two_ranks: RankPool, small_world: SmallWorld, output: Path, stage: int, precision: str, **more: object) -> Path:
+def train(
+    two_ranks: RankPool, small_world: SmallWorld, output: Path, stage: int, precision: str, **more: object
+) -> Path:
     model, shards = small_world
     output.parent.mkdir(parents=True, exist_ok=True)
     argv = [
-        "--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file", str(shards / "validation"),
-        "--deepspeed_config", write_deepspeed(output.parent, stage, precision, **more), "--output_dir", str(output),
-        "--num_optim_steps", "4", "--valid_step", "2", "--lr_schedule", "None", "--learning_rate", "1e-3",
+        "--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file",
+        str(shards / "validation"), "--deepspeed_config", write_deepspeed(output.parent, stage, precision, **more),
+        "--output_dir", str(output), "--num_optim_steps", "4", "--valid_step", "2", "--lr_schedule", "None",
+        "--learning_rate", "1e-3",
     ]  # fmt: skip
     ends = two_ranks.run(whole_run, argv, precision == "fp16")
     assert {end["code"] for end in ends} == {0}, ends
@@ -39,7 +42,12 @@ def train(two_ranks: RankPool, small_world: SmallWorld, output: Path, stage: int
     ("stage", "precision"), [(0, "fp32"), (0, "bf16"), (0, "fp16"), (1, "bf16"), (2, "fp16"), (3, "fp32"), (3, "bf16")]
 )
 def test_a_checkpoint_of_any_stage_gives_the_weights_that_the_run_exported(
-    two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path, stage: int, precision: str, capsys: pytest.CaptureFixture[str]
+    two_ranks: RankPool,
+    small_world: SmallWorld,
+    tmp_path: Path,
+    stage: int,
+    precision: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = train(two_ranks, small_world, tmp_path / "out", stage, precision)
     assert main([str(output), str(tmp_path / "exported")]) == 0
@@ -66,7 +74,9 @@ def test_the_five_lines_of_the_readme(two_ranks: RankPool, small_world: SmallWor
     assert model.dtype == torch.bfloat16
 
 
-def test_the_card_says_what_was_trained_on_and_how_well(two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path) -> None:
+def test_the_card_says_what_was_trained_on_and_how_well(
+    two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path
+) -> None:
     output = train(two_ranks, small_world, tmp_path / "out", 1, "fp32")
     card = (output / "model" / "README.md").read_text()
     loss = (output / "eval_log.txt").read_text().splitlines()[-1].split(",")[3]
@@ -95,9 +105,13 @@ def test_the_best_or_a_named_checkpoint_in_another_type(
     assert exported_step(tmp_path / "best") == 4
 
 
-def test_mistakes(two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path), str(tmp_path / "out")]) == 2
-    assert "is no checkpoint (it has no checkpoint.json), and no output_dir with a checkpoint" in capsys.readouterr().err
+    assert (
+        "is no checkpoint (it has no checkpoint.json), and no output_dir with a checkpoint" in capsys.readouterr().err
+    )
     assert main([str(tmp_path)]) == 2
     assert "give two folders, CHECKPOINT and DIR; got 1" in capsys.readouterr().err
     output = train(two_ranks, small_world, tmp_path / "run", 1, "bf16")
@@ -189,7 +203,8 @@ def test_where_nothing_can_compare_logits_the_weights_were_and_a_warning_says_so
 
     monkeypatch.setattr(folder, "_both_in_fp32", no_memory)
     assert write_export(weights, said, description, tmp_path / "good", "card", 1) == (
-        "warning: the weights of the export were compared bit for bit and are equal; the logits were not compared (on cuda:0: "
+        "warning: the weights of the export were compared bit for bit and are equal; the logits were not compared (on "
+        "cuda:0: "
         "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.; on the CPU: MemoryError: std::bad_alloc)"
     )
     assert exported_step(tmp_path / "good") == 1
@@ -214,7 +229,8 @@ def test_a_compiled_model_is_not_compiled_anew_to_be_compared(small_world: Small
 
 
 def run_with_failing(world: World, argv: list[str], owner: str, name: str) -> Any:
-    """Do a whole run in which a function of export/folder.py or of transformers fails with a plain Exception, on rank 0 alone."""
+    """Do a whole run in which a function of export/folder.py or of transformers fails with a plain Exception, on rank 0
+    alone."""
     from importlib import import_module
 
     module, _, attribute = owner.partition(":")
@@ -234,8 +250,9 @@ def run_with_failing(world: World, argv: list[str], owner: str, name: str) -> An
 
 def failing_argv(small_world: SmallWorld, output: Path) -> list[str]:
     return [
-        "--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval", "--output_dir", str(output),
-        "--deepspeed_config", write_deepspeed(output.parent, 1, "fp32"), "--num_optim_steps", "2", "--lr_schedule", "None",
+        "--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
+        "--output_dir", str(output), "--deepspeed_config", write_deepspeed(output.parent, 1, "fp32"),
+        "--num_optim_steps", "2", "--lr_schedule", "None",
     ]  # fmt: skip
 
 
@@ -245,7 +262,9 @@ def test_whatever_fails_in_the_writing_of_an_export_ends_all_ranks_in_order(
     where = ("transformers:PreTrainedModel", "save_pretrained")
     ends = two_ranks.run(run_with_failing, failing_argv(small_world, tmp_path / "out"), *where)
     model = tmp_path / "out" / "model"
-    assert ends == [f"failed while exporting the model to {model}: Exception: No space left on device (os error 28)"] * 2
+    assert (
+        ends == [f"failed while exporting the model to {model}: Exception: No space left on device (os error 28)"] * 2
+    )
     assert not model.exists()
     assert not list((tmp_path / "out").glob("unfinished-*"))
 

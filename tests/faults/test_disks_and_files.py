@@ -1,4 +1,5 @@
-"""Disks that fill up or turn read-only, files that are damaged or gone, two runs in one folder, a clock that goes back, a NaN."""
+"""Disks that fill up or turn read-only, files that are damaged or gone, two runs in one folder, a clock that goes back,
+a NaN."""
 
 import json
 import math
@@ -28,7 +29,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 16 MB; skips the test where none can be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     yield folder
@@ -47,7 +50,15 @@ def reference(small_world: SmallWorld, two_ranks: RankPool, tmp_path_factory: py
 def long_argv(case: Case, output: Path, steps: int = 300) -> list[str]:
     """Return the arguments of a run that lasts long enough to do something to it."""
     return case.argv(
-        output, "--num_optim_steps", str(steps), "--save_step", "20", "--valid_step", str(steps), "--wandb_mode", "disabled"
+        output,
+        "--num_optim_steps",
+        str(steps),
+        "--save_step",
+        "20",
+        "--valid_step",
+        str(steps),
+        "--wandb_mode",
+        "disabled",
     )
 
 
@@ -69,13 +80,19 @@ def test_a_full_disk_during_saves(small_world: SmallWorld, tmp_path: Path, small
         assert all((path / "checkpoint.json").is_file() for path in kept), "nothing half is left"
         ballast.unlink()
         assert launched.wait() == 0, launched.output
-        assert "No space left on device. Nothing of it is left; the last complete checkpoint is untouched" in launched.output
+        assert (
+            "No space left on device. Nothing of it is left; the last complete checkpoint is untouched"
+            in launched.output
+        )
         failed = launched.output.count("could not be saved: ")
     assert steps_done(output) == 300, "no line of the log is lost"
     whole = tmp_path / "whole"
     run_whole(deepspeed(2) + long_argv(case, whole))
     assert weights_of(output) == weights_of(whole)
-    record("the disk is full during saves", f"{failed} saves failed and left nothing; with room again the run ended, weights equal")
+    record(
+        "the disk is full during saves",
+        f"{failed} saves failed and left nothing; with room again the run ended, weights equal",
+    )
 
 
 def test_a_disk_that_turns_read_only(small_world: SmallWorld, tmp_path: Path, small_disk: Path, record: Record) -> None:
@@ -87,7 +104,8 @@ def test_a_disk_that_turns_read_only(small_world: SmallWorld, tmp_path: Path, sm
 
     with Launched(deepspeed(2) + argv, tmp_path / "log") as launched:
         launched.wait_until(lambda: (output / "checkpoints" / "latest").exists())
-        # A disk with files open for writing can't be remounted by root; this is what its kernel does to it after an error.
+        # A disk with files open for writing can't be remounted by root; this is what its kernel does to it after an
+        # error.
         frozen = subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], capture_output=True)
         if frozen.returncode:
             (output / "checkpoints").rename(output / "elsewhere")
@@ -112,7 +130,9 @@ def test_a_disk_that_turns_read_only(small_world: SmallWorld, tmp_path: Path, sm
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_damaged_files(small_world: SmallWorld, two_ranks: RankPool, tmp_path: Path, stage: int, record: Record) -> None:
+def test_damaged_files(
+    small_world: SmallWorld, two_ranks: RankPool, tmp_path: Path, stage: int, record: Record
+) -> None:
     case = Case(small_world, tmp_path, stage)
     (end, _) = two_ranks.run(whole_run, case.argv(tmp_path / "whole"))
     assert end["code"] == 0
@@ -120,7 +140,9 @@ def test_damaged_files(small_world: SmallWorld, two_ranks: RankPool, tmp_path: P
     (end, _) = two_ranks.run(whole_run, case.argv(tmp_path / "half", "--num_optim_steps", "9", "--valid_step", "12"))
     assert end["code"] == 0
     newest = "checkpoints/step-00000009"
-    files = sorted(f.relative_to(tmp_path / "half").as_posix() for f in (tmp_path / "half" / newest).rglob("*") if f.is_file())
+    files = sorted(
+        f.relative_to(tmp_path / "half").as_posix() for f in (tmp_path / "half" / newest).rglob("*") if f.is_file()
+    )
     for file in [*files, "checkpoints/latest", "checkpoints/best"]:
         for how in ("a bit flipped", "cut in half", "deleted"):
             output = tmp_path / "damaged"
@@ -165,7 +187,9 @@ def test_a_clock_that_is_set_back(small_world: SmallWorld, tmp_path: Path, refer
         deepspeed(2, FAULTS) + case.argv(output, "--save_minutes", "1"), tmp_path / "log", {"FAULT": "clock:all:5"}
     ) as launched:
         assert launched.wait() == 0, launched.output
-    seconds = [json.loads(line).get("seconds_per_step", 0.0) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    seconds = [
+        json.loads(line).get("seconds_per_step", 0.0) for line in (output / "metrics.jsonl").read_text().splitlines()
+    ]
     assert all(0 <= value < 60 for value in seconds), seconds
     assert weights_of(output) == reference
     record("the clock is set back by an hour, and then with every look", "no effect; weights equal")
@@ -197,7 +221,9 @@ def test_a_nan_in_the_gradient_of_one_rank(
     record(f"a NaN in rank 1's gradient, ZeRO-{stage}, {precision}", f"exit {code}: {happened}")
 
 
-def test_shards_that_are_deleted_in_mid_run(small_world: SmallWorld, tmp_path: Path, reference: str, record: Record) -> None:
+def test_shards_that_are_deleted_in_mid_run(
+    small_world: SmallWorld, tmp_path: Path, reference: str, record: Record
+) -> None:
     case, output = Case(small_world, tmp_path, 1), tmp_path / "out"
     shards = tmp_path / "shards"
     in_small_blocks(small_world[1] / "train", shards, 16, 20_000)
@@ -210,13 +236,18 @@ def test_shards_that_are_deleted_in_mid_run(small_world: SmallWorld, tmp_path: P
             file.rename(file.with_suffix(".gone"))
         code = launched.wait()
         words = launched.output
-    assert code == 0 or "The last complete checkpoint is untouched: mend the data and start the same command again" in words, words
+    assert (
+        code == 0
+        or "The last complete checkpoint is untouched: mend the data and start the same command again" in words
+    ), words
     for file in files:
         file.with_suffix(".gone").rename(file)
     run_whole([*deepspeed(2), *long_argv(case, output, 200), *data])
     assert weights_of(output) == weights_of(tmp_path / "whole")
     what = "all ranks ended, the shard was named" if code else "the files that were open were read to the end"
-    record(f"all {len(files)} shards are deleted in mid-run", f"exit {code}: {what}; with the shards back: weights equal")
+    record(
+        f"all {len(files)} shards are deleted in mid-run", f"exit {code}: {what}; with the shards back: weights equal"
+    )
 
 
 def test_a_killed_run_can_be_started_again_at_once(small_world: SmallWorld, tmp_path: Path, record: Record) -> None:
@@ -226,7 +257,10 @@ def test_a_killed_run_can_be_started_again_at_once(small_world: SmallWorld, tmp_
         for rank in launched.ranks():
             rank.kill()
         started = time.monotonic()
-        result = run(deepspeed(2) + case.argv(output, "--num_optim_steps", "30", "--valid_step", "30", "--wandb_mode", "disabled"))
+        result = run(
+            deepspeed(2)
+            + case.argv(output, "--num_optim_steps", "30", "--valid_step", "30", "--wandb_mode", "disabled")
+        )
         assert result.returncode == 0, result.stderr
         seconds = time.monotonic() - started
     record("all ranks killed, started again at once", f"went on; {seconds:.0f} s with start-up and {STEPS} steps")

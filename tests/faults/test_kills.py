@@ -66,9 +66,10 @@ class Case:
     def argv(self, output: Path, *more: str) -> list[str]:
         return [
             "--model", str(self.model), "--train_input_file", str(self.shards / "train"),
-            "--eval_input_file", str(self.shards / "validation"), "--deepspeed_config", self.config, "--output_dir", str(output),
-            "--num_optim_steps", str(STEPS), "--valid_step", "4", "--save_step", "3", "--keep_checkpoints", "2", "--lr_schedule", "noam",
-            "--warmup_steps", "4", "--learning_rate", "1e-6", "--train_batch_size", "4", *more,
+            "--eval_input_file", str(self.shards / "validation"), "--deepspeed_config", self.config, "--output_dir",
+            str(output), "--num_optim_steps", str(STEPS), "--valid_step", "4", "--save_step", "3", "--keep_checkpoints",
+            "2", "--lr_schedule", "noam", "--warmup_steps", "4", "--learning_rate", "1e-6", "--train_batch_size", "4",
+            *more,
         ]  # fmt: skip
 
 
@@ -127,7 +128,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     ended = f"exit {code}" + (f" {seconds:.0f} s after it" if kill.moment == "any time" else "")
     record(
         f"kill -9, {kill.moment} ({where}), ZeRO-{stage}",
-        f"{ended}, checkpoints left: {', '.join(steps) or 'none'}; resumed: weights {'equal' if equal else 'DIFFERENT'}",
+        f"{ended}, checkpoints left: {', '.join(steps) or 'none'}; resumed: weights "
+        f"{'equal' if equal else 'DIFFERENT'}",
     )
     assert equal
     assert len(losses_of(output)) == STEPS

@@ -53,7 +53,8 @@ def report(check: str, ok: bool | None, seconds: float, **details: Any) -> None:
 
 @contextmanager
 def checked(check: str) -> Iterator[dict[str, Any]]:
-    """Make one check, whose faults don't hide those after it. Yields its details, to be filled; `ok` among them is its outcome."""
+    """Make one check, whose faults don't hide those after it. Yields its details, to be filled; `ok` among them is its
+    outcome."""
     details: dict[str, Any] = {}
     started = time.perf_counter()
     try:
@@ -141,14 +142,15 @@ def train_command(config: str, output: Path, *options: str, script: str = TRAIN)
     """Return the command of a short training of the tiny model in one process; later options win over the ones here."""
     return [
         sys.executable, script, "--model", "tiny", "--train_input_file", str(shards("short") / "train"), "--skip_eval",
-        "--deepspeed_config", config, "--output_dir", str(output), "--train_batch_size", "4", "--gradient_accumulation_steps", "2",
-        "--lr_schedule", "None", "--learning_rate", "1e-3", "--num_optim_steps", "6", "--save_step", "6", "--keep_checkpoints", "0",
-        "--pbar", "False", "--wandb_mode", "disabled", *options,
+        "--deepspeed_config", config, "--output_dir", str(output), "--train_batch_size", "4",
+        "--gradient_accumulation_steps", "2", "--lr_schedule", "None", "--learning_rate", "1e-3", "--num_optim_steps",
+        "6", "--save_step", "6", "--keep_checkpoints", "0", "--pbar", "False", "--wandb_mode", "disabled", *options,
     ]  # fmt: skip
 
 
 def shards(name: str) -> Path:
-    """Return a folder of shards that tests.gpu.data has made: short (rows of 64, with train and validation) or long (rows of 512)."""
+    """Return a folder of shards that tests.gpu.data has made: short (rows of 64, with train and validation) or long
+    (rows of 512)."""
     return work() / "data" / name
 
 
@@ -164,7 +166,8 @@ def losses_of(output: Path, first: int = 1) -> list[float]:
 
 
 def largest_difference(found: Sequence[float], expected: Sequence[float]) -> float:
-    """Return the largest difference of two series; raises AssertionError where they are not of one length, or not finite."""
+    """Return the largest difference of two series; raises AssertionError where they are not of one length, or not
+    finite."""
     assert len(found) == len(expected) > 0, (found, expected)
     largest = max(abs(a - b) for a, b in zip(found, expected, strict=True))
     assert largest < float("inf"), (found, expected)

@@ -8,8 +8,10 @@ from pathlib import Path
 from tests.gpu.common import ON_GPU, ROOT, shards, work
 
 TEXT = (
-    "the of to and in is it you that he was for on are with as they be at one have this from or had by hot but some what there we can "
-    "out other were all your when up use word how said an each she which do their time if will way about many then them would write"
+    "the of to and in is it you that he was for on are with as they be at one have this from or had by hot but some "
+    "what there we can "
+    "out other were all your when up use word how said an each she which do their time if will way about many then "
+    "them would write"
 )
 WORDS = TEXT.split()
 
@@ -30,7 +32,14 @@ def make(name: str, count: int, row_length: int, *options: str) -> None:
     """Make a folder of shards."""
     work().joinpath("data").mkdir(exist_ok=True)
     source = write_conversations(work() / "data" / f"{name}.tsv", count)
-    command = [sys.executable, str(ROOT / "preprocess" / "make_shards.py"), "--input", str(source), "--output", str(shards(name))]
+    command = [
+        sys.executable,
+        str(ROOT / "preprocess" / "make_shards.py"),
+        "--input",
+        str(source),
+        "--output",
+        str(shards(name)),
+    ]
     subprocess.run([*command, "--max_seq_length", str(row_length), "--workers", "1", *options], check=True, timeout=120)
 
 

@@ -1,4 +1,5 @@
-"""Runs the checks one after the other, each in a process of its own with its own time limit, and prints a table of what they told.
+"""Runs the checks one after the other, each in a process of its own with its own time limit, and prints a table of what
+they told.
 
 python -m tests.gpu.drive one [CHECK...]      what one GPU shows
 python -m tests.gpu.drive two [CHECK...]      what two GPUs show
@@ -47,7 +48,8 @@ ONE = (
     Check("memory", ("memory",), 30),
     Check("compiled", ("speed", "compiled", str(40 * PATIENCE)), 40),
 )
-"""In order of what tells most: a run that is cut has made the first of them. All limits together are at most nine minutes."""
+"""In order of what tells most: a run that is cut has made the first of them. All limits together are at most nine
+minutes."""
 TWO = (Check("data", ("data",), 20), Check("two", ("two",), 280))
 SHOWN = 150
 """Characters of a line's details in the table."""
@@ -94,7 +96,9 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
     """Return what failed, at length, and how many did."""
     failed = [line for line in found if line["ok"] is False]
     left_out = sum(line["ok"] is None for line in found)
-    return "\n".join([*(row(line, 600) for line in failed), f"{len(found)} checks, {len(failed)} failed, {left_out} left out"])
+    return "\n".join(
+        [*(row(line, 600) for line in failed), f"{len(found)} checks, {len(failed)} failed, {left_out} left out"]
+    )
 
 
 def main(words: Sequence[str]) -> int:
@@ -104,7 +108,8 @@ def main(words: Sequence[str]) -> int:
     unknown = wanted - {check.name for check in checks}
     if unknown:
         print(
-            f"error: no check {', '.join(sorted(unknown))}; there are {', '.join(check.name for check in checks)}", file=sys.stderr
+            f"error: no check {', '.join(sorted(unknown))}; there are {', '.join(check.name for check in checks)}",
+            file=sys.stderr,
         )
         return 2
     (out() / "results.jsonl").unlink(missing_ok=True)

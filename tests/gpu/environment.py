@@ -12,7 +12,17 @@ import torch
 
 from tests.gpu.common import DEVICE, ON_GPU, checked
 
-PACKAGES = ("torch", "triton", "transformers", "deepspeed", "numpy", "webdataset", "jsonargparse", "tokenizers", "safetensors")
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "deepspeed",
+    "numpy",
+    "webdataset",
+    "jsonargparse",
+    "tokenizers",
+    "safetensors",
+)
 REPEATS = 10
 
 
@@ -44,7 +54,11 @@ def gpu() -> dict[str, Any]:
     assert torch.cuda.is_available(), "PyTorch can use no GPU here"
     fields = "name,driver_version,memory.total,clocks.max.sm,power.limit"
     said = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], capture_output=True, text=True, timeout=15, check=False
+        ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
     )
     properties = torch.cuda.get_device_properties(0)
     return {
@@ -57,7 +71,8 @@ def gpu() -> dict[str, Any]:
 
 
 def peaks() -> dict[str, float]:
-    """Return operations per second of matrix products (TFLOP/s) and bytes per second of copies (GB/s, read and written)."""
+    """Return operations per second of matrix products (TFLOP/s) and bytes per second of copies (GB/s, read and
+    written)."""
     size, width = (8_192, 2**30) if ON_GPU else (512, 2**24)
     found = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32) if ON_GPU else (torch.bfloat16, torch.float32):
@@ -68,7 +83,9 @@ def peaks() -> dict[str, float]:
     found["copy_gb_s"] = 2 * width / seconds_of(lambda: target.copy_(source)) / 1e9
     if ON_GPU:
         pinned = torch.empty(width // 4, dtype=torch.uint8).pin_memory()
-        found["host_to_device_gb_s"] = width / 4 / seconds_of(lambda: target[: width // 4].copy_(pinned, non_blocking=True)) / 1e9
+        found["host_to_device_gb_s"] = (
+            width / 4 / seconds_of(lambda: target[: width // 4].copy_(pinned, non_blocking=True)) / 1e9
+        )
     return {name: round(value, 3) for name, value in found.items()}
 
 

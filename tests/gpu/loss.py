@@ -1,4 +1,5 @@
-"""The loss on the GPU, in every way to keep examples apart, against fp32 on the CPU: its value, its gradients, and who sees whom."""
+"""The loss on the GPU, in every way to keep examples apart, against fp32 on the CPU: its value, its gradients, and who
+sees whom."""
 
 import itertools
 from collections.abc import Callable
@@ -80,7 +81,9 @@ def loss_of(way: str, precision: Precision, device: str) -> TargetLoss:
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(
-        GPT2Config(n_layer=LAYERS, n_embd=WIDTH, n_head=WIDTH // 64 or 1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+        GPT2Config(
+            n_layer=LAYERS, n_embd=WIDTH, n_head=WIDTH // 64 or 1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        )
     )
     fuse_activations(model)
     if way == VARLEN and ON_GPU:
@@ -140,12 +143,15 @@ def compared(way: str, precision: Precision, micro_batch: MicroBatch, reference:
     assert loss < LOSS_TOLERANCE, f"the losses differ by {loss:.2e} of their size"
     assert gradient < GRADIENT_TOLERANCE, f"the gradients differ by {gradient:.2e} of their norm"
     if ON_GPU and way == VARLEN:
-        assert any("flash" in name.lower() for name in found.kernels), f"no FlashAttention among the kernels: {found.kernels}"
+        assert any("flash" in name.lower() for name in found.kernels), (
+            f"no FlashAttention among the kernels: {found.kernels}"
+        )
     return {"loss_error": loss, "gradient_error": gradient, "kernels": found.kernels}
 
 
 def isolated(way: str, precision: Precision, micro_batch: MicroBatch) -> dict[str, Any]:
-    """Change the tokens of one example: its own losses must change, and those of all others must stay as they are to the bit."""
+    """Change the tokens of one example: its own losses must change, and those of all others must stay as they are to
+    the bit."""
     loss = loss_of(way, precision, DEVICE)
     inputs = to_tensors(micro_batch, DEVICE)
     places, real = inputs["target_places"].cpu(), inputs["labels"].cpu() != IGNORED_LABEL
@@ -172,7 +178,8 @@ def isolated(way: str, precision: Precision, micro_batch: MicroBatch) -> dict[st
 
 
 def gelu_in_fp16() -> dict[str, Any]:
-    """Large pre-activations in fp16: transformers' own gelu_new has NaN gradients there, the kernel that takes its place none."""
+    """Large pre-activations in fp16: transformers' own gelu_new has NaN gradients there, the kernel that takes its
+    place none."""
     from transformers.activations import NewGELUActivation
 
     found = {}
@@ -210,7 +217,8 @@ def of_the_head(targets: int, dtype: torch.dtype, columns: int) -> list[torch.Te
 
 
 def padded_head(dtype: torch.dtype) -> dict[str, Any]:
-    """Compare the head padded to 64 columns with the head as it is; their products may be summed in another order on a GPU."""
+    """Compare the head padded to 64 columns with the head as it is; their products may be summed in another order on a
+    GPU."""
     padded, plain = (of_the_head(384, dtype, columns) for columns in (head.GPU_COLUMNS, 1))
     errors = [relative(a, b) for a, b in zip(padded, plain, strict=True)]
     assert max(errors) < LOSS_TOLERANCE, f"losses, gradients of states and of weights differ by {errors}"

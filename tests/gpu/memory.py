@@ -17,9 +17,10 @@ def main() -> None:
     jobs = []
     for name, rows in MODELS.items():
         command = [
-            sys.executable, TRAIN, "--model", name, "--train_input_file", str(shards("long")), "--skip_eval", "--output_dir",
-            str(work() / f"dry-{name}"), "--deepspeed_config", str(ROOT / "ds_configs" / "zero1_bf16.json"), "--train_batch_size",
-            str(rows), "--gradient_accumulation_steps", "1", "--wandb_mode", "disabled", "--dry_run",
+            sys.executable, TRAIN, "--model", name, "--train_input_file", str(shards("long")), "--skip_eval",
+            "--output_dir", str(work() / f"dry-{name}"), "--deepspeed_config",
+            str(ROOT / "ds_configs" / "zero1_bf16.json"), "--train_batch_size", str(rows),
+            "--gradient_accumulation_steps", "1", "--wandb_mode", "disabled", "--dry_run",
         ]  # fmt: skip
         jobs.append(Job(f"dry-{name}", command))
     done = run_jobs(jobs, 60 if ON_GPU else 150)
@@ -30,7 +31,9 @@ def main() -> None:
             details["measured_gib"] = peaks.get(f"speed.{name}.default") or details["of_two_steps_gib"]
             if ON_GPU:
                 details["ratio"] = round(details["estimated_gib"] / details["measured_gib"], 3)
-                assert abs(details["ratio"] - 1) <= MOST, f"the estimate is {details['ratio']:.2f} of what was measured: {details}"
+                assert abs(details["ratio"] - 1) <= MOST, (
+                    f"the estimate is {details['ratio']:.2f} of what was measured: {details}"
+                )
 
 
 def said(done: Done) -> dict[str, Any]:

@@ -29,7 +29,9 @@ TOLERANCE = 1e-2
 class Pair:
     """Two processes of one run, without a launcher, so that each one's end is its own; ended with the block."""
 
-    def __init__(self, name: str, words: list[str], devices: int = 1, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, words: list[str], devices: int = 1, environment: Mapping[str, str] | None = None
+    ) -> None:
         """Start them.
 
         Args:
@@ -40,14 +42,21 @@ class Pair:
         """
         self.devices = devices
         self.logs = [work() / f"{name}-{rank}.log" for rank in range(2)]
-        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        common = {
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
         common |= dict(environment or {})
         self.processes = [self._start(words, rank, common) for rank in range(2)]
 
     def _start(self, words: list[str], rank: int, common: Mapping[str, str]) -> "subprocess.Popen[bytes]":
         own = {"RANK": str(rank), "LOCAL_RANK": "0" if ON_GPU and self.devices == 1 else str(rank)}
         with open(self.logs[rank], "wb") as log:
-            return subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, env=environment_of(Job("", words, {**common, **own})))
+            return subprocess.Popen(
+                words, stdout=log, stderr=log, cwd=ROOT, env=environment_of(Job("", words, {**common, **own}))
+            )
 
     def __enter__(self) -> "Pair":
         return self
@@ -82,7 +91,12 @@ class Pair:
             said = self.said()
             print(said)
             lacks = next(
-                (line for line in said.splitlines() if "gloo" in line.lower() and any(p in line.lower() for p in GLOO_LACKS)), ""
+                (
+                    line
+                    for line in said.splitlines()
+                    if "gloo" in line.lower() and any(p in line.lower() for p in GLOO_LACKS)
+                ),
+                "",
             )
             if lacks:
                 raise LeftOutError(f"gloo can't do it on a GPU: {lacks[:300]}")
@@ -90,7 +104,8 @@ class Pair:
 
 
 def compare_with_one(check: str, pairs: Mapping[int, Pair], runs: Mapping[int, Path], alone: Job, limit: float) -> None:
-    """Compare the losses of pairs by ZeRO stage with those of one process, whose run is in the folder of its name: the same rows a step."""
+    """Compare the losses of pairs by ZeRO stage with those of one process, whose run is in the folder of its name: the
+    same rows a step."""
     one = run_jobs([alone], limit)[alone.name]
     for stage, pair in pairs.items():
         with checked(f"{check}.zero{stage}") as details:

@@ -29,7 +29,9 @@ FIGURES = ("loss", "grad_norm")
 
 def main() -> None:
     """Run pairs, and one resume."""
-    there = OPTION in subprocess.run([sys.executable, TRAIN, "--help"], capture_output=True, text=True, check=True).stdout
+    there = (
+        OPTION in subprocess.run([sys.executable, TRAIN, "--help"], capture_output=True, text=True, check=True).stdout
+    )
     words = {"plain": [], "exact": [OPTION]} if there else {"plain": []}
     names = [f"{kind}{number}" for kind in words for number in (1, 2)]
     done = run_jobs([job(name, words[name[:-1]]) for name in names], LIMIT)

@@ -160,7 +160,9 @@ def measured(name: str, rows: int, variant: Variant, device: Any) -> dict[str, A
         "mfu": round(operations / seconds / peak(device), 4),
         "step_ms": round(statistics.median(one[0] for one in took) * 1e3, 2),
         "slowest_ms": round(max(one[0] for one in took) * 1e3, 2),
-        "parts_ms": {part: round(statistics.median(one[2].seconds[part] for one in took) * 1e3, 2) for part in took[0][2].seconds},
+        "parts_ms": {
+            part: round(statistics.median(one[2].seconds[part] for one in took) * 1e3, 2) for part in took[0][2].seconds
+        },
         "loss": losses[-1],
         **memory,
         **trace,
@@ -183,9 +185,10 @@ def settings_of(name: str, rows: int, variant: Variant) -> Any:
     from dialogpt_ds.training.settings import prepare
 
     argv = [
-        "--model", name, "--train_input_file", str(shards("long")), "--skip_eval", "--output_dir", str(work() / "speed"),
-        "--deepspeed_config", str(ROOT / "ds_configs" / "zero1_bf16.json"), "--train_batch_size", str(rows),
-        "--gradient_accumulation_steps", "1", "--lr_schedule", "None", "--wandb_mode", "disabled", *variant.options,
+        "--model", name, "--train_input_file", str(shards("long")), "--skip_eval", "--output_dir",
+        str(work() / "speed"), "--deepspeed_config", str(ROOT / "ds_configs" / "zero1_bf16.json"), "--train_batch_size",
+        str(rows), "--gradient_accumulation_steps", "1", "--lr_schedule", "None", "--wandb_mode", "disabled",
+        *variant.options,
     ]  # fmt: skip
     return prepare(parse(TrainingArguments, "speed", argv), World(0, 1, 0))
 
@@ -213,7 +216,8 @@ def memory_of(device: Any) -> dict[str, float]:
 
 
 def traced(step: Callable[[], Any]) -> dict[str, Any]:
-    """Return the kernels of a step, the share of the time in which the GPU did nothing, and which kernels took the most."""
+    """Return the kernels of a step, the share of the time in which the GPU did nothing, and which kernels took the
+    most."""
     import torch
 
     if not ON_GPU:

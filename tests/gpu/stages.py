@@ -1,4 +1,5 @@
-"""Training as a user starts it: each ZeRO stage in both half precisions, gone on from a checkpoint, converted, exported, answering."""
+"""Training as a user starts it: each ZeRO stage in both half precisions, gone on from a checkpoint, converted,
+exported, answering."""
 
 import shutil
 import sys
@@ -29,7 +30,8 @@ from tests.gpu.common import (
 HALF = 3
 """Steps before the checkpoint that is resumed from, and after it."""
 RESUMED, CONVERTED, OF_STAGES = 1e-3, 5e-3, 2e-2
-"""Largest difference of a loss of about 10: after a resume, in another stage from a checkpoint on, and between stages from the start."""
+"""Largest difference of a loss of about 10: after a resume, in another stage from a checkpoint on, and between stages
+from the start."""
 CPU = {"device": "cpu"}
 OFFLOAD: dict[str, dict[str, Any]] = {
     "": {},
@@ -65,8 +67,8 @@ class Way:
         return Job(
             name,
             train_command(
-                config, output, "--num_optim_steps", str(2 * HALF), "--save_step", str(HALF), "--sample_max_new_tokens", "8", *options,
-                script=script,
+                config, output, "--num_optim_steps", str(2 * HALF), "--save_step", str(HALF), "--sample_max_new_tokens",
+                "8", *options, script=script,
             ),
         )  # fmt: skip
 
@@ -76,7 +78,13 @@ WAYS = ALL if ON_GPU else [Way(1, "bf16"), Way(2, "fp16"), Way(3, "bf16")]
 OFFLOADED = [Way(2, "bf16", "-offload"), Way(3, "bf16", "-offload-all")] if ON_GPU else [Way(2, "bf16", "-offload")]
 ONE, THREE = Way(1, "bf16"), Way(3, "bf16")
 CONVERSIONS = [(ONE, THREE), (THREE, ONE)] + (
-    [(ONE, Way(2, "bf16")), (Way(2, "bf16"), ONE), (Way(0, "bf16"), THREE), (ONE, Way(0, "bf16")), (ONE, Way(3, "fp16"))]
+    [
+        (ONE, Way(2, "bf16")),
+        (Way(2, "bf16"), ONE),
+        (Way(0, "bf16"), THREE),
+        (ONE, Way(0, "bf16")),
+        (ONE, Way(3, "fp16")),
+    ]
     if ON_GPU
     else []
 )
@@ -90,8 +98,17 @@ def main() -> None:
             with checked(f"stages.{way.name}"):
                 raise LeftOutError("there is no g++ to build DeepSpeed's Adam for the host with")
     ways = WAYS + with_compiler
-    evaluated = ["--eval_input_file", str(shards("short") / "validation"), "--skip_eval", "False", "--valid_step", str(2 * HALF)]
-    first = run_jobs([way.job(way.name, way.output, *evaluated, "--sample_prompts", f"[{PROMPT}]") for way in ways], LIMIT)
+    evaluated = [
+        "--eval_input_file",
+        str(shards("short") / "validation"),
+        "--skip_eval",
+        "False",
+        "--valid_step",
+        str(2 * HALF),
+    ]
+    first = run_jobs(
+        [way.job(way.name, way.output, *evaluated, "--sample_prompts", f"[{PROMPT}]") for way in ways], LIMIT
+    )
     for way in ways:
         with checked(f"stages.{way.name}") as details:
             details |= trained(way, first[way.name])
@@ -123,7 +140,12 @@ def trained(way: Way, done: Done) -> dict[str, Any]:
     replies = (way.output / "sample_replies.txt").read_text(encoding="utf-8")
     assert PROMPT in replies, replies
     step = steps_of(way.output)[2 * HALF]
-    return {"losses": losses, "beside_zero0": difference, "run_seconds": done.seconds, "step_seconds": step["seconds_per_step"]}
+    return {
+        "losses": losses,
+        "beside_zero0": difference,
+        "run_seconds": done.seconds,
+        "step_seconds": step["seconds_per_step"],
+    }
 
 
 def resumes(ways: list[Way]) -> Iterator[Job]:
@@ -167,12 +189,18 @@ def gone_on(way: Way, source: Path, output: Path, done: Done, tolerance: float) 
 def exports() -> Iterator[Job]:
     """Yield exports of the last checkpoints."""
     for way in (ONE, THREE):
-        command = [sys.executable, str(ROOT / "launch" / "export.py"), str(way.output), str(work() / f"{way.name}-exported")]
+        command = [
+            sys.executable,
+            str(ROOT / "launch" / "export.py"),
+            str(way.output),
+            str(work() / f"{way.name}-exported"),
+        ]
         yield Job(f"{way.name}-export", command)
 
 
 def exported(way: Way, done: Done) -> dict[str, Any]:
-    """Compare what launch/export.py makes of a checkpoint with what the run itself has exported, and compute with it."""
+    """Compare what launch/export.py makes of a checkpoint with what the run itself has exported, and compute with
+    it."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -23,7 +23,11 @@ CHECKS = {
         *(f"loss.{what}.{precision}" for precision in ("bf16", "fp16") for what in ("padded_head", "compiled")),
     ],
     "stages": [
-        *(f"stages.{again}zero{way}" for again in ("", "resume.") for way in ("1-bf16", "2-fp16", "3-bf16", "2-offload-bf16")),
+        *(
+            f"stages.{again}zero{way}"
+            for again in ("", "resume.")
+            for way in ("1-bf16", "2-fp16", "3-bf16", "2-offload-bf16")
+        ),
         "stages.convert.zero1-bf16-to-zero3-bf16",
         "stages.convert.zero3-bf16-to-zero1-bf16",
         "stages.export.zero1-bf16",
@@ -54,7 +58,9 @@ def rehearse(
 def test_all_checks_for_one_gpu_pass_on_a_cpu(tmp_path: Path) -> None:
     there = (
         "--deterministic"
-        in subprocess.run([sys.executable, ROOT / "launch" / "train.py", "--help"], capture_output=True, text=True).stdout
+        in subprocess.run(
+            [sys.executable, ROOT / "launch" / "train.py", "--help"], capture_output=True, text=True
+        ).stdout
     )
     lacking = set() if there else {"repeat.deterministic", "repeat.deterministic_resume"}
     done, lines = rehearse("run.sh", tmp_path / "out", timeout=1_500)
@@ -92,7 +98,10 @@ def test_a_check_that_fails_hangs_or_ends_hides_no_other(
 
 
 def test_the_limits_together_fit_into_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "from tests.gpu.drive import ONE, TWO; print(sum(c.limit for c in ONE), sum(c.limit for c in TWO), len({c.name for c in ONE}))"
+    words = (
+        "from tests.gpu.drive import ONE, TWO; print(sum(c.limit for c in ONE), sum(c.limit for c in TWO), "
+        "len({c.name for c in ONE}))"
+    )
     found = subprocess.run(
         [sys.executable, "-c", words],
         env=os.environ | {"DEVICE": "cuda", "PYTHONPATH": str(ROOT)},
@@ -114,6 +123,8 @@ def test_an_unknown_check_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_all_checks_for_two_gpus_pass_with_two_processes_on_a_cpu(tmp_path: Path) -> None:
     done, lines = rehearse("two.sh", tmp_path / "out", timeout=1_500)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "out" / "log.txt").read_text()[-5_000:]
-    overlaps = [f"two.overlap_{overlap}.bucket_{bucket}" for overlap in ("off", "on") for bucket in (1_000_000, 250_000)]
+    overlaps = [
+        f"two.overlap_{overlap}.bucket_{bucket}" for overlap in ("off", "on") for bucket in (1_000_000, 250_000)
+    ]
     assert [line["check"] for line in lines] == ["two.zero2", "two.zero3", *overlaps, "two.hang"]
     assert all(line["ok"] for line in lines)

@@ -1,4 +1,5 @@
-"""Two GPUs: what overlapping and the size of buckets are worth, NCCL's transport, equal losses, and the end of a run with a hung rank."""
+"""Two GPUs: what overlapping and the size of buckets are worth, NCCL's transport, equal losses, and the end of a run
+with a hung rank."""
 
 import os
 import re
@@ -58,8 +59,9 @@ def speed(overlap: bool, bucket: int) -> dict[str, Any]:
     name = f"speed-{overlap}-{bucket}"
     zero = {"overlap_comm": overlap, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     command = train_command(
-        deepspeed_config(name, 1, "bf16", zero), work() / name, "--model", MODEL, "--train_input_file", str(shards("long")),
-        "--train_batch_size", ROWS, "--gradient_accumulation_steps", "1", "--num_optim_steps", str(STEPS), "--save_step", str(STEPS),
+        deepspeed_config(name, 1, "bf16", zero), work() / name, "--model", MODEL, "--train_input_file",
+        str(shards("long")), "--train_batch_size", ROWS, "--gradient_accumulation_steps", "1", "--num_optim_steps",
+        str(STEPS), "--save_step", str(STEPS),
     )  # fmt: skip
     with Pair(name, command, devices=2, environment={"NCCL_DEBUG": "INFO"}) as pair:
         pair.wait(LIMIT)
@@ -76,7 +78,8 @@ def speed(overlap: bool, bucket: int) -> dict[str, Any]:
 
 
 def hang() -> dict[str, Any]:
-    """Stop the second process in mid-run: the first must write where it stands and end by itself, before NCCL's watchdog aborts it."""
+    """Stop the second process in mid-run: the first must write where it stands and end by itself, before NCCL's
+    watchdog aborts it."""
     output = work() / "hang"
     command = train_command(
         deepspeed_config("hang", 1, "bf16"), output, *EACH, "--num_optim_steps", "1000000", "--save_step", "1000000",

@@ -1,4 +1,5 @@
-"""Two processes on one GPU, over gloo: each ZeRO stage gives one process's losses, and one that is killed ends the other."""
+"""Two processes on one GPU, over gloo: each ZeRO stage gives one process's losses, and one that is killed ends the
+other."""
 
 import os
 import signal
@@ -28,7 +29,10 @@ def main() -> None:
     """Run all pairs and the single process at the same time; then the pair of which one is killed."""
     alone = Job("alone", command("alone", 1, "--gradient_accumulation_steps", "2"))
     with ExitStack() as stack:
-        pairs = {stage: stack.enter_context(Pair(f"pair{stage}", command(f"pair{stage}", stage, *HALF_EACH))) for stage in STAGES}
+        pairs = {
+            stage: stack.enter_context(Pair(f"pair{stage}", command(f"pair{stage}", stage, *HALF_EACH)))
+            for stage in STAGES
+        }
         doomed = stack.enter_context(Pair("doomed", command("doomed", 1, *HALF_EACH, "--num_optim_steps", "100000")))
         compare_with_one("two_on_one", pairs, {stage: work() / f"pair{stage}" for stage in STAGES}, alone, LIMIT)
         with checked("two_on_one.killed") as details:

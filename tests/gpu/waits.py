@@ -16,7 +16,8 @@ STEPS = (3, 4, 5)
 """Which are counted."""
 ACCUMULATION = 2
 OURS = {"engine.py train_step": 1}
-"""Waits of this repository in a step, by place: the reading of its sums. None belongs to a micro-batch, of which a step has two."""
+"""Waits of this repository in a step, by place: the reading of its sums. None belongs to a micro-batch, of which a step
+has two."""
 OF_DEEPSPEED = 12
 """The most of DeepSpeed's in a step: they are theirs, and a new one is worth a look."""
 

@@ -1,7 +1,8 @@
 """One rank of two on hosts that count as two: python contact_rank.py SECONDS HOW, with RANK and the like set.
 
-HOW is what rank 1 does when the time is over: leave, or die. Rank 0 waits for it in a collective that nothing else ends. With
-HOW stranger, somebody else connects to rank 0 first and says nothing, and rank 0 takes no more than one connection before its time is up.
+HOW is what rank 1 does when the time is over: leave, or die. Rank 0 waits for it in a collective that nothing else
+ends. With HOW stranger, somebody else connects to rank 0 first and says nothing, and rank 0 takes no more than one
+connection before its time is up.
 """
 
 import os

@@ -1,6 +1,8 @@
-"""Prints how many threads DeepSpeed's Adam for the host has in a rank of a run on GPUs, on a host with 12 cores, after a step of it.
+"""Prints how many threads DeepSpeed's Adam for the host has in a rank of a run on GPUs, on a host with 12 cores, after
+a step of it.
 
-A path as argument: of another copy of OpenMP's library, loaded late, as an extension does where PyTorch's copy has a name of its own.
+A path as argument: of another copy of OpenMP's library, loaded late, as an extension does where PyTorch's copy has a
+name of its own.
 """
 
 import ctypes

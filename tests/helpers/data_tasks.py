@@ -22,7 +22,8 @@ CPU = torch.device("cpu")
 def take_steps(
     world: World, argvs: list[list[str]], steps: int, unlink: Sequence[tuple[int, str]] = (), look_ahead: bool = False
 ) -> dict[str, Any]:
-    """Take steps without training on them; returns the rows, what was said, the state, the error that ended it, and the reductions.
+    """Take steps without training on them; returns the rows, what was said, the state, the error that ended it, and the
+    reductions.
 
     Args:
         world: this rank's.

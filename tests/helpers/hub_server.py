@@ -1,4 +1,5 @@
-"""A small Hugging Face hub: its file API as huggingface_hub asks for it, a record of what was asked and sent, and faults on request."""
+"""A small Hugging Face hub: its file API as huggingface_hub asks for it, a record of what was asked and sent, and
+faults on request."""
 
 import hashlib
 import json
@@ -30,7 +31,9 @@ class Repo:
     @property
     def commit(self) -> str:
         """A commit hash that belongs to the content."""
-        return hashlib.sha1("".join(f"{name} {_git_sha1(content)}" for name, content in self.files.items()).encode()).hexdigest()
+        return hashlib.sha1(
+            "".join(f"{name} {_git_sha1(content)}" for name, content in self.files.items()).encode()
+        ).hexdigest()
 
     def is_lfs(self, name: str) -> bool:
         """Return whether the hub keeps the file in LFS, as it does all weights."""
@@ -143,7 +146,9 @@ class HubServer:
             _send(request, 404)
         return None
 
-    def _answer_api(self, request: BaseHTTPRequestHandler, hub_id: str, what: str | None, revision: str, blobs: bool) -> None:
+    def _answer_api(
+        self, request: BaseHTTPRequestHandler, hub_id: str, what: str | None, revision: str, blobs: bool
+    ) -> None:
         repo = self._repo(request, hub_id, revision)
         if repo is None:
             return None
@@ -165,15 +170,21 @@ class HubServer:
             repo = None
         return repo
 
-    def _answer_file(self, request: BaseHTTPRequestHandler, hub_id: str, revision: str, name: str, asked: Asked) -> None:
+    def _answer_file(
+        self, request: BaseHTTPRequestHandler, hub_id: str, revision: str, name: str, asked: Asked
+    ) -> None:
         repo = self._repo(request, hub_id, revision)
         if repo is None:
             return None
         if repo.gated and request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return _send(request, 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."})
+            return _send(
+                request, 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."}
+            )
         headers = {"X-Repo-Commit": repo.commit}
         if name not in repo.files:
-            return _send(request, 404, headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
+            return _send(
+                request, 404, headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
+            )
         content = repo.files[name]
         if repo.is_lfs(name):
             headers |= {"X-Linked-Etag": f'"{_sha256(content)}"', "X-Linked-Size": str(len(content))}
@@ -181,7 +192,9 @@ class HubServer:
             return _send(request, 302, headers | {"Location": f"{elsewhere}/cdn/{hub_id}/{name}"})
         return self._send_content(request, content, asked, headers | {"ETag": f'"{_git_sha1(content)}"'})
 
-    def _send_content(self, request: BaseHTTPRequestHandler, content: bytes, asked: Asked, headers: dict[str, str]) -> None:
+    def _send_content(
+        self, request: BaseHTTPRequestHandler, content: bytes, asked: Asked, headers: dict[str, str]
+    ) -> None:
         start = 0
         if asked.range:
             match = re.fullmatch(r"bytes=(\d+)-", asked.range)
@@ -204,7 +217,9 @@ class HubServer:
         return None
 
     def _send_pieces(self, request: BaseHTTPRequestHandler, content: bytes, start: int, asked: Asked) -> None:
-        stop = min(start + self._next_cut(asked.name), self.always_cut_after.get(asked.name, len(content)), len(content))
+        stop = min(
+            start + self._next_cut(asked.name), self.always_cut_after.get(asked.name, len(content)), len(content)
+        )
         hold = self.hold_after.pop(asked.name, None)
         for first, last in _pieces(start, stop, start + hold if hold is not None else None):
             if hold is not None and first == start + hold:
@@ -221,7 +236,8 @@ class HubServer:
 
 
 def _pieces(start: int, stop: int, border: int | None) -> Iterator[tuple[int, int]]:
-    """Cut a range into chunks, with a border where one is asked for: 0 to 10,000 with 5,000 is 0-4096, 4096-5000, 5000-9096, ..."""
+    """Cut a range into chunks, with a border where one is asked for: 0 to 10,000 with 5,000 is 0-4096, 4096-5000,
+    5000-9096, ..."""
     first = start
     while first < stop:
         last = min(first + CHUNK, stop)
@@ -231,7 +247,9 @@ def _pieces(start: int, stop: int, border: int | None) -> Iterator[tuple[int, in
         first = last
 
 
-def _send(request: BaseHTTPRequestHandler, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+def _send(
+    request: BaseHTTPRequestHandler, status: int, headers: dict[str, str] | None = None, body: bytes = b""
+) -> None:
     request.send_response(status)
     for key, value in ((headers or {}) | {"Content-Length": str(len(body))}).items():
         request.send_header(key, value)

@@ -1,4 +1,5 @@
-"""A rank's loader on a machine that seems to have a GPU, whose worker process is killed: python killed_loader.py SHARDS half|between
+"""A rank's loader on a machine that seems to have a GPU, whose worker process is killed: python killed_loader.py SHARDS
+half|between
 
 half: in the middle of a message to the rank, as by the kernel for want of memory; between: while it has said nothing.
 Prints what the loader says of it.

@@ -49,13 +49,19 @@ def _lives(process: psutil.Process) -> bool:
 
 
 class Launched:
-    """A command at work in the background, in a process group of its own; everything of it is gone when the block ends."""
+    """A command at work in the background, in a process group of its own; everything of it is gone when the block
+    ends."""
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
         self.log = log
         with open(log, "wb") as file:
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=file, cwd=ROOT, start_new_session=True, env=clean_environment() | (environment or {})
+                command,
+                stdout=file,
+                stderr=file,
+                cwd=ROOT,
+                start_new_session=True,
+                env=clean_environment() | (environment or {}),
             )
         self._seen: dict[int, psutil.Process] = {}
 

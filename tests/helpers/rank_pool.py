@@ -11,7 +11,9 @@ from dialogpt_ds.distributed.world import World, free_port
 
 
 def _serve(rank: int, size: int, port: int, pipe: Connection) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     from dialogpt_ds.commandline import quiet_libraries
     from dialogpt_ds.distributed.world import join_world, prepare_cpu, prepare_environment
 
@@ -40,7 +42,9 @@ class RankPool:
         self.pipes, self.processes = [], []
         for rank in range(size):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, port, theirs))  # no daemon: a rank may have loader processes
+            process = context.Process(
+                target=_serve, args=(rank, size, port, theirs)
+            )  # no daemon: a rank may have loader processes
             process.start()
             theirs.close()
             self.pipes.append(mine)

@@ -28,7 +28,8 @@ def settings_of(world: World, argv: list[str]) -> Settings:
 
 def write_deepspeed(folder: Path, stage: int, precision: str, **more: Any) -> str:
     """Write a DeepSpeed JSON and return its path."""
-    # DeepSpeed's default buckets take a gigabyte of address space, which a pool's rank keeps of every engine until it can't fork any more.
+    # DeepSpeed's default buckets take a gigabyte of address space, which a pool's rank keeps of every engine until it
+    # can't fork any more.
     buckets = {"reduce_bucket_size": 1_000_000, "allgather_bucket_size": 1_000_000}
     config: dict[str, Any] = {"zero_optimization": {"stage": stage} | buckets, "gradient_clipping": 1.0} | more
     for name in ("fp16", "bf16"):

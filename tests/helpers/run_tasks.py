@@ -59,7 +59,11 @@ def facts_of(run: TrainingRun) -> dict[str, Any]:
     from dialogpt_ds.checkpoints.load import updates_made
 
     groups = [
-        {key: value for key, value in group.items() if key not in ("params", "step") and not isinstance(value, torch.Tensor)}
+        {
+            key: value
+            for key, value in group.items()
+            if key not in ("params", "step") and not isinstance(value, torch.Tensor)
+        }
         for group in run.engine.optimizer.param_groups
     ]
     return {

@@ -27,7 +27,9 @@ def make_small_world(folder: Path) -> tuple[Path, Path]:
 
     torch.manual_seed(0)
     model = folder / "small-model"
-    config = GPT2Config(vocab_size=257, n_layer=2, n_embd=32, n_head=2, n_positions=128, bos_token_id=256, eos_token_id=256)
+    config = GPT2Config(
+        vocab_size=257, n_layer=2, n_embd=32, n_head=2, n_positions=128, bos_token_id=256, eos_token_id=256
+    )
     GPT2LMHeadModel(config).save_pretrained(str(model))
     byte_tokenizer().save_pretrained(str(model))
     source = write_tsv(folder / "small.tsv", 400)

@@ -31,7 +31,8 @@ def directory_of(
         examples = []
         for number in range(start, min(start + examples_per_block, num_examples)):
             turns = [
-                ([first_id + number] * int(random.integers(1, 6)) + [EOS], float(random.choice([0.0, 0.5, 1.0]))) for _ in range(3)
+                ([first_id + number] * int(random.integers(1, 6)) + [EOS], float(random.choice([0.0, 0.5, 1.0])))
+                for _ in range(3)
             ]
             examples.append([(turns[0][0], 0.0), turns[1], (turns[2][0], 1.0)])
         writer._write(make_block(examples, np.dtype(np.uint16), ROW))
@@ -42,14 +43,20 @@ def directory_of(
 
 
 def key_of(
-    directories: list[ShardDirectory], weights: tuple[int, ...] = (1,), seed: int = 1, window: int = 4, packed: bool = True
+    directories: list[ShardDirectory],
+    weights: tuple[int, ...] = (1,),
+    seed: int = 1,
+    window: int = 4,
+    packed: bool = True,
 ) -> MixtureKey:
     """Return the key of an order with small windows."""
     return MixtureKey(tuple(OrderKey(d.manifest.fingerprint, seed, ROW, window, packed) for d in directories), weights)
 
 
 def mixture_of(
-    directories: list[ShardDirectory], key: MixtureKey | None = None, skipped: tuple[tuple[SkippedBlock, ...], ...] | None = None
+    directories: list[ShardDirectory],
+    key: MixtureKey | None = None,
+    skipped: tuple[tuple[SkippedBlock, ...], ...] | None = None,
 ) -> Mixture:
     """Return a fresh stream, as a resumed process makes it."""
     return Mixture(directories, key or key_of(directories), skipped or ((),) * len(directories))

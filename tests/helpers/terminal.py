@@ -91,7 +91,8 @@ class Terminal:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def wait_for(self, text: str, timeout: float = 30) -> str:
-        """Return the screen as soon as `text` is on it, blanks at its end aside; raises AssertionError with the screen otherwise."""
+        """Return the screen as soon as `text` is on it, blanks at its end aside; raises AssertionError with the screen
+        otherwise."""
         end = time.monotonic() + timeout
         while True:
             with self._changed:
@@ -125,7 +126,8 @@ class Terminal:
         os.close(self._master)
 
     def _over(self) -> bool:
-        """Whether the command ended and nothing more will come: its terminal is closed, or the reader twice found nothing to read.
+        """Whether the command ended and nothing more will come: its terminal is closed, or the reader twice found
+        nothing to read.
 
         A process of another session that outlives the command, such as wandb-core, may keep the terminal open.
         """
@@ -139,7 +141,9 @@ class Terminal:
                 self._quiet = 0 if ready else self._quiet + 1
                 if part:
                     self.output += part
-                    self._stream.feed(part.replace(b"\x1b[<", b"\x1b[>"))  # both are for keyboards; pyte passes over this one only
+                    self._stream.feed(
+                        part.replace(b"\x1b[<", b"\x1b[>")
+                    )  # both are for keyboards; pyte passes over this one only
                 self._ended = part == b""
                 self._changed.notify_all()
                 if self._ended:

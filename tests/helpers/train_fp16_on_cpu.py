@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""launch/train.py with DeepSpeed told that this CPU computes in fp16: its real fp16 optimizers and loss scaler then run in tests."""
+"""launch/train.py with DeepSpeed told that this CPU computes in fp16: its real fp16 optimizers and loss scaler then run
+in tests."""
 
 import sys
 from pathlib import Path

@@ -53,7 +53,12 @@ def arm(moment: str, step: int) -> None:
     elif moment == "hang":
         before(loop.TrainingRun, "_report", hang_here, at_step)
     elif moment == "save":  # while the files are written
-        before(writer.SummingEngine, "save", die, lambda *given, **named: f"{step:08d}" in str(named.get("path", given[-1])))
+        before(
+            writer.SummingEngine,
+            "save",
+            die,
+            lambda *given, **named: f"{step:08d}" in str(named.get("path", given[-1])),
+        )
     elif moment == "complete":  # all is written, the name not given
         before(folder.CheckpointFolder, "publish", die, lambda self, unfinished, name: name.endswith(f"{step:08d}"))
     elif moment == "latest":  # between the rename and the pointer
@@ -86,7 +91,9 @@ def arm(moment: str, step: int) -> None:
         loop.train_step = poisoned
     elif moment == "clock":  # set back by an hour, and then a little with every look
         looks, honest = iter(range(1, 1_000_000_000)), time.time
-        before(loop.TrainingRun, "_step", lambda: setattr(time, "time", lambda: honest() - 3_600 - next(looks)), at_step)
+        before(
+            loop.TrainingRun, "_step", lambda: setattr(time, "time", lambda: honest() - 3_600 - next(looks)), at_step
+        )
     else:
         raise AssertionError(moment)
 

@@ -1,9 +1,10 @@
-"""Two hosts made from one machine, for runs that really go over a network: own names, own addresses, own process numbers, an sshd each.
+"""Two hosts made from one machine, for runs that really go over a network: own names, own addresses, own process
+numbers, an sshd each.
 
-Each host is a set of Linux namespaces (network, host name, mounts, processes, shared memory); a third network namespace holds the switch
-between them. Nothing has a global name, so two sessions on one machine don't meet, and all of it is gone with the processes, however the
-tests end. What real hosts would not have in common and these have: the file system (with /dev/shm and /etc/ssh of their own), the
-kernel, and the cores.
+Each host is a set of Linux namespaces (network, host name, mounts, processes, shared memory); a third network namespace
+holds the switch between them. Nothing has a global name, so two sessions on one machine don't meet, and all of it is
+gone with the processes, however the tests end. What real hosts would not have in common and these have: the file system
+(with /dev/shm and /etc/ssh of their own), the kernel, and the cores.
 """
 
 import contextlib
@@ -73,8 +74,12 @@ def why_not() -> str | None:
     if missing:
         return f"{', '.join(missing)}: not installed ({PACKAGES})"
     trial = "ip link add name trial type bridge && ip link add name one type veth peer name other"
-    tried = subprocess.run(["unshare", *NAMESPACES, "--fork", "--mount-proc", "sh", "-c", trial], capture_output=True, text=True)
-    return None if tried.returncode == 0 else f"namespaces, a bridge and a link can't be made here: {tried.stderr.strip()}"
+    tried = subprocess.run(
+        ["unshare", *NAMESPACES, "--fork", "--mount-proc", "sh", "-c", trial], capture_output=True, text=True
+    )
+    return (
+        None if tried.returncode == 0 else f"namespaces, a bridge and a link can't be made here: {tried.stderr.strip()}"
+    )
 
 
 def two_hosts_or_skip(folder: Path) -> Iterator["TwoHosts"]:
@@ -93,7 +98,9 @@ class Host:
         self.name, self.address = name, address
         self._folder = folder
         boot = BOOT.format(name=name, folder=folder, sshd=_path_of("sshd"))
-        self._started = _start(["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-c", boot], folder)
+        self._started = _start(
+            ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-c", boot], folder
+        )
         try:
             _wait_for(
                 lambda: psutil.Process(self._started.pid).children(),
@@ -107,20 +114,25 @@ class Host:
         self._network = os.stat(f"/proc/{self.init.pid}/ns/net").st_ino
 
     def inside(self, command: list[str]) -> list[str]:
-        """Return a command that runs another on this host, in the checkout, as leader of a session as from a terminal of its own."""
+        """Return a command that runs another on this host, in the checkout, as leader of a session as from a terminal
+        of its own."""
         enter = ["nsenter", "--target", str(self.init.pid), *NAMESPACES]
         return [*enter, "env", f"--chdir={ROOT}", "setsid", *command]
 
     def launch(self, command: list[str], log: Path, environment: dict[str, str] | None = None) -> Launched:
-        """Start a command on this host in the background, with no .deepspeed_env where its environment doesn't name one."""
+        """Start a command on this host in the background, with no .deepspeed_env where its environment doesn't name
+        one."""
         return Launched(self.inside(command), log, {"DS_ENV_FILE": str(self._folder / "none")} | (environment or {}))
 
     def run(self, command: list[str], timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run a short command on this host to its end."""
-        return subprocess.run(self.inside(command), capture_output=True, text=True, timeout=timeout, env=clean_environment())
+        return subprocess.run(
+            self.inside(command), capture_output=True, text=True, timeout=timeout, env=clean_environment()
+        )
 
     def processes(self) -> list[psutil.Process]:
-        """Return everything that runs on this host, the sshd and its sessions excepted: those may wait for a network that is cut."""
+        """Return everything that runs on this host, the sshd and its sessions excepted: those may wait for a network
+        that is cut."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
@@ -154,7 +166,9 @@ class Host:
 
     def wait_until_quiet(self, timeout: float) -> None:
         """Wait until nothing runs on this host; fails where time runs out."""
-        _wait_for(lambda: not self.processes(), f"still running on {self.name}:", timeout, lambda: str(self.processes()))
+        _wait_for(
+            lambda: not self.processes(), f"still running on {self.name}:", timeout, lambda: str(self.processes())
+        )
 
     def shut_down(self) -> None:
         """End the host with all that runs on it."""
@@ -205,7 +219,8 @@ class TwoHosts:
         return self._hosts[1]
 
     def cut(self) -> None:
-        """Take the second host off the network. No interface of either goes down: packets vanish, which is the hardest case to notice."""
+        """Take the second host off the network. No interface of either goes down: packets vanish, which is the hardest
+        case to notice."""
         self._at_switch("link", "set", f"port-{self.second.name}", "nomaster")
 
     def join(self) -> None:
@@ -226,7 +241,9 @@ class TwoHosts:
 
     def _wait_for_ssh(self, name: str) -> None:
         words = (self._folder / "hosts.log").read_text
-        _wait_for(lambda: self.first.run(["ssh", name, "true"]).returncode == 0, f"ssh {name} doesn't work:", more=words)
+        _wait_for(
+            lambda: self.first.run(["ssh", name, "true"]).returncode == 0, f"ssh {name} doesn't work:", more=words
+        )
 
     @property
     def _switch_pid(self) -> int:
@@ -238,7 +255,24 @@ class TwoHosts:
 
     def _connect(self, host: Host) -> None:
         port, pid = f"port-{host.name}", str(host.init.pid)
-        _do(["ip", "link", "add", "name", port, "netns", str(self._switch_pid), "type", "veth", "peer", "name", "e0", "netns", pid])
+        _do(
+            [
+                "ip",
+                "link",
+                "add",
+                "name",
+                port,
+                "netns",
+                str(self._switch_pid),
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "e0",
+                "netns",
+                pid,
+            ]
+        )
         self._at_switch("link", "set", port, "master", "switch", "up")
         for command in (["addr", "add", f"{host.address}/24", "dev", "e0"], ["link", "set", "e0", "up"]):
             _do(["nsenter", "--target", pid, "--net", "ip", *command])
@@ -258,7 +292,10 @@ class TwoHosts:
         for own in NAMES:
             # As Debian writes it: a host's own name is an address that nobody else can reach.
             lines = ["127.0.0.1 localhost"]
-            lines += [f"{'127.0.1.1' if name == own else address} {name}" for name, address in zip(NAMES, ADDRESSES, strict=True)]
+            lines += [
+                f"{'127.0.1.1' if name == own else address} {name}"
+                for name, address in zip(NAMES, ADDRESSES, strict=True)
+            ]
             (self._folder / f"hosts-of-{own}").write_text("\n".join(lines) + "\n")
 
 
@@ -286,7 +323,9 @@ def _do(command: list[str]) -> None:
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 
 
-def _wait_for(what: Callable[[], object], otherwise: str, timeout: float = START_SECONDS, more: Callable[[], str] = str) -> None:
+def _wait_for(
+    what: Callable[[], object], otherwise: str, timeout: float = START_SECONDS, more: Callable[[], str] = str
+) -> None:
     """Wait until something is so; fails where time runs out before that."""
     deadline = time.monotonic() + timeout
     while not what():

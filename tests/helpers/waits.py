@@ -15,7 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 OWNERS = ("dialogpt_ds", "deepspeed", "transformers")
 OTHERS = "others"
 """Owner of a wait below which none of OWNERS stands."""
-ASKING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2", "aten::is_nonzero")
+ASKING = (
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::equal",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::is_nonzero",
+)
 """Operations whose result, or its shape, the host has to know."""
 When = Callable[..., bool]
 
@@ -70,7 +77,8 @@ def watched(waits: Waits, owner: Any, name: str, when: When = lambda *_, **__: T
 
 @contextmanager
 def counted_on_cpu(waits: Waits) -> Iterator[None]:
-    """Count what would wait: operations by their name, and what is none: a copy from pageable memory, a list of numbers, a full stop."""
+    """Count what would wait: operations by their name, and what is none: a copy from pageable memory, a list of
+    numbers, a full stop."""
     from deepspeed.accelerator import get_accelerator
 
     class Mode(TorchDispatchMode):

@@ -1,7 +1,8 @@
 """Reading what wandb wrote: the records of a run's `run-ID.wandb` file, and what they say in plain Python.
 
-The file is a log of LevelDB's format (https://github.com/google/leveldb/blob/main/doc/log_format.md) with two differences: 7 bytes
-(":W&B", a magic number, a version) come before the first block and count as part of it, and the checksum is a plain CRC-32.
+The file is a log of LevelDB's format (https://github.com/google/leveldb/blob/main/doc/log_format.md) with two
+differences: 7 bytes (":W&B", a magic number, a version) come before the first block and count as part of it, and the
+checksum is a plain CRC-32.
 """
 
 import json
@@ -31,9 +32,11 @@ def log_file(folder: Path) -> Path:
 
 
 def read_records(path: Path, killed: bool = False) -> list[Record]:
-    """Return all records of a .wandb file; raises DamagedLogError where a checksum, a length or the order of the chunks is wrong.
+    """Return all records of a .wandb file; raises DamagedLogError where a checksum, a length or the order of the chunks
+    is wrong.
 
-    With `killed`, as after a kill of the process that wrote it, the file may break off in its last record, which is left out.
+    With `killed`, as after a kill of the process that wrote it, the file may break off in its last record, which is
+    left out.
     """
     return [Record.FromString(payload) for payload in _payloads(path.read_bytes(), killed)]
 
@@ -54,7 +57,8 @@ def _payloads(content: bytes, killed: bool) -> Iterator[bytes]:
 
 
 def _chunks(content: bytes, killed: bool) -> Iterator[tuple[int, bytes]]:
-    """Yield (type, payload) of each chunk. A header never crosses a block: 32,763 of 32,768 bytes used leave 5 that are skipped."""
+    """Yield (type, payload) of each chunk. A header never crosses a block: 32,763 of 32,768 bytes used leave 5 that are
+    skipped."""
     place = FILE_HEADER.size
     while place < len(content):
         room = BLOCK - place % BLOCK
@@ -85,7 +89,8 @@ def _of(records: list[Record], kind: str) -> Iterator[Any]:
 
 
 def kinds(records: list[Record]) -> list[str]:
-    """Return what each record is: run, history, config, summary, metric, artifact, files, stats, telemetry, exit, ..."""
+    """Return what each record is: run, history, config, summary, metric, artifact, files, stats, telemetry, exit,
+    ..."""
     return [record.WhichOneof("record_type") for record in records]
 
 
@@ -153,7 +158,8 @@ def exit_code(records: list[Record]) -> int | None:
 
 
 def _items(items: Any) -> dict[str, Any]:
-    """Return items as a dictionary; what has a path of keys lies in dictionaries of its own, {"a": {"b": 1}} for a, b."""
+    """Return items as a dictionary; what has a path of keys lies in dictionaries of its own, {"a": {"b": 1}} for a,
+    b."""
     found: dict[str, Any] = {}
     for item in items:
         *outer, last = _path(item)

@@ -30,11 +30,13 @@ class ServedRun:
     run_id: str
     project: str
     asked: dict[str, Any] = field(default_factory=dict)
-    """Everything that UpsertBucket said and that was not null: displayName, tags, notes, host, program, commit, repo, ..."""
+    """Everything that UpsertBucket said and that was not null: displayName, tags, notes, host, program, commit, repo,
+    ..."""
     wandb_config: dict[str, Any] = field(default_factory=dict)
     """The config as it came: {key: {"value": ...}}, wandb's own `_wandb` included."""
     lines: dict[str, dict[int, str]] = field(default_factory=dict)
-    """Lines of each streamed file by offset: what is sent again, or to a place that is taken, replaces what was there."""
+    """Lines of each streamed file by offset: what is sent again, or to a place that is taken, replaces what was
+    there."""
     finished: bool = False
     """Whether `complete` came after the last init."""
     exit_code: int | None = None
@@ -135,7 +137,8 @@ class WandbServer:
         self._reserved = _bound(self.port)
 
     def answer(self) -> None:
-        """Go back to normal on the same port; requests that hang are answered now, those of clients that are gone excepted."""
+        """Go back to normal on the same port; requests that hang are answered now, those of clients that are gone
+        excepted."""
         self._listen_again("answering")
 
     def close(self) -> None:
@@ -250,13 +253,17 @@ class WandbServer:
         return {
             "Viewer": lambda _: {"viewer": _viewer()},
             "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
-            "OrganizationCoreWeaveOrganizationID": lambda _: {"entity": {"organization": {"coreWeaveOrganizationId": None}}},
+            "OrganizationCoreWeaveOrganizationID": lambda _: {
+                "entity": {"organization": {"coreWeaveOrganizationId": None}}
+            },
             "RunResumeStatus": self._resume_status,
             "ArtifactType": lambda _: {"project": {"artifact": None}},  # whether the name is taken by another type
             "UpsertBucket": self._upsert,
             "CreateRunFiles": self._create_run_files,
             "CreateArtifact": self._create_artifact,
-            "CreateArtifactManifest": lambda v: {"createArtifactManifest": {"artifactManifest": self._manifest(v["artifactID"])}},
+            "CreateArtifactManifest": lambda v: {
+                "createArtifactManifest": {"artifactManifest": self._manifest(v["artifactID"])}
+            },
             "CreateArtifactFiles": self._create_artifact_files,
             "CommitArtifact": self._commit,
         }
@@ -264,7 +271,14 @@ class WandbServer:
     def _resume_status(self, variables: dict[str, Any]) -> dict[str, Any]:
         run = self.runs.get(variables["name"])
         entity = {"id": "entity", "name": ENTITY}
-        return {"model": {"id": "project", "name": variables["project"], "entity": entity, "bucket": run.bucket() if run else None}}
+        return {
+            "model": {
+                "id": "project",
+                "name": variables["project"],
+                "entity": entity,
+                "bucket": run.bucket() if run else None,
+            }
+        }
 
     def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
         inserted = variables["name"] not in self.runs
@@ -276,7 +290,9 @@ class WandbServer:
         return {"upsertBucket": {"bucket": run.bucket(), "inserted": inserted}}
 
     def _create_run_files(self, variables: dict[str, Any]) -> dict[str, Any]:
-        files = [{"name": name, "uploadUrl": f"{self.url}/storage/{variables['run']}/{name}"} for name in variables["files"]]
+        files = [
+            {"name": name, "uploadUrl": f"{self.url}/storage/{variables['run']}/{name}"} for name in variables["files"]
+        ]
         return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
 
     def _create_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
@@ -344,7 +360,14 @@ def _is_gone(client: socket.socket) -> bool:
 
 def _viewer() -> dict[str, Any]:
     teams = {"edges": [{"node": {"name": ENTITY}}]}
-    return {"id": "viewer", "entity": ENTITY, "username": ENTITY, "email": "tester@example.com", "flags": "{}", "teams": teams}
+    return {
+        "id": "viewer",
+        "entity": ENTITY,
+        "username": ENTITY,
+        "email": "tester@example.com",
+        "flags": "{}",
+        "teams": teams,
+    }
 
 
 def _take(run: ServedRun, message: dict[str, Any]) -> None:

@@ -18,8 +18,9 @@ SmallWorld = tuple[Path, Path]
 def argv(small_world: SmallWorld, output: Path, stage: int, steps: int) -> list[str]:
     (output.parent / f"stage-{stage}").mkdir(exist_ok=True)
     return [
-        "--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval", "--output_dir", str(output),
-        "--deepspeed_config", write_deepspeed(output.parent / f"stage-{stage}", stage, "fp32"), "--num_optim_steps", str(steps),
+        "--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
+        "--output_dir", str(output), "--deepspeed_config", write_deepspeed(output.parent / f"stage-{stage}", stage,
+                                                                           "fp32"), "--num_optim_steps", str(steps),
         "--save_step", "2", "--lr_schedule", "None", "--hang_timeout", f"{HANG_TIMEOUT:g}",
     ]  # fmt: skip
 
@@ -33,7 +34,9 @@ def saved(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> 
     return output
 
 
-def test_a_conversion_that_gets_on_may_take_longer_than_a_hang(small_world: SmallWorld, saved: Path, tmp_path: Path) -> None:
+def test_a_conversion_that_gets_on_may_take_longer_than_a_hang(
+    small_world: SmallWorld, saved: Path, tmp_path: Path
+) -> None:
     with safe_open(saved / "model" / "model.safetensors", "pt") as weights:
         num_tensors = 3 * len(weights.keys())
     tenths = int(10 * 2 * HANG_TIMEOUT / num_tensors) + 1
@@ -45,7 +48,9 @@ def test_a_conversion_that_gets_on_may_take_longer_than_a_hang(small_world: Smal
     assert steps_done(output) == 4
 
 
-def test_a_conversion_that_hangs_ends_the_run_with_what_each_rank_did(small_world: SmallWorld, saved: Path, tmp_path: Path) -> None:
+def test_a_conversion_that_hangs_ends_the_run_with_what_each_rank_did(
+    small_world: SmallWorld, saved: Path, tmp_path: Path
+) -> None:
     output = Path(shutil.copytree(saved, tmp_path / "out"))
     with Launched(
         deepspeed(2, FAULTS) + argv(small_world, output, 3, 4), tmp_path / "log", {"FAULT": "hanging-conversion:0:5"}

@@ -1,4 +1,5 @@
-"""A shard that is damaged while a run is under way, under the real launcher: stopped with one message, mended, gone on; or skipped."""
+"""A shard that is damaged while a run is under way, under the real launcher: stopped with one message, mended, gone on;
+or skipped."""
 
 import json
 import shutil
@@ -60,7 +61,9 @@ def test_a_damaged_block_stops_all_ranks_and_skip_goes_on_from_the_checkpoint(
     summary = json.loads((latest / "checkpoint.json").read_text())
     assert summary["step"] == reached // 4 * 4
     assert all(sha256_of_file(latest / name) == facts["sha256"] for name, facts in summary["files"].items())
-    skipped = run(deepspeed(2) + options(small_world, str(data), tmp_path, "--resume", "must", "--on_bad_block", "skip"))
+    skipped = run(
+        deepspeed(2) + options(small_world, str(data), tmp_path, "--resume", "must", "--on_bad_block", "skip")
+    )
     assert skipped.returncode == 0, skipped.stdout + skipped.stderr
     assert skipped.stdout.count("warning: 1 of ") == 1
     assert message.removeprefix("run failed: ") in skipped.stdout
@@ -72,7 +75,9 @@ def test_a_damaged_block_stops_all_ranks_and_skip_goes_on_from_the_checkpoint(
     argv = options(small_world, str(data), alone, "--on_bad_block", "skip", "--train_batch_size", "16")
     whole = run(python() + argv)
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    assert [m["loss"] for m in metrics(alone)] == pytest.approx([m["loss"] for m in found], abs=1e-5), "the same training"
+    assert [m["loss"] for m in metrics(alone)] == pytest.approx([m["loss"] for m in found], abs=1e-5), (
+        "the same training"
+    )
 
 
 def test_a_mixture_of_remote_and_local_shards_trains_like_two_local_ones(

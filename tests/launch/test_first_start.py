@@ -7,7 +7,8 @@ from tests.helpers.launch import Launched, deepspeed
 from tests.helpers.rank_tasks import write_deepspeed
 
 BUILDS = (
-    "DeepSpeed builds deepspeed_shm_comm (ranks on a CPU exchange data through shared memory) now, once for this environment, in "
+    "DeepSpeed builds deepspeed_shm_comm (ranks on a CPU exchange data through shared memory) now, once for "
+    "this environment, in "
 )
 
 
@@ -16,7 +17,9 @@ def test_a_build_is_said_before_it_starts_and_only_then(small_world: tuple[Path,
     argv = ["--model", str(model), "--train_input_file", str(shards / "train"), "--skip_eval", "--num_optim_steps", "2",
             "--deepspeed_config", write_deepspeed(tmp_path, 1, "fp32")]  # fmt: skip
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TORCH_EXTENSIONS_DIR": ""}
-    with Launched([*deepspeed(2), *argv, "--output_dir", str(tmp_path / "first")], tmp_path / "first.log", cache) as first:
+    with Launched(
+        [*deepspeed(2), *argv, "--output_dir", str(tmp_path / "first")], tmp_path / "first.log", cache
+    ) as first:
         first.wait_until(lambda: BUILDS in first.output, 120.0)
         (folder,) = (tmp_path / "cache" / "dialogpt_ds" / "ops").iterdir()
         library = folder / "deepspeed_shm_comm" / "deepspeed_shm_comm.so"
@@ -26,6 +29,8 @@ def test_a_build_is_said_before_it_starts_and_only_then(small_world: tuple[Path,
     assert f"{BUILDS}{folder}: about a minute\n" in first.output
     assert library.is_file()
     assert (folder / ABOUT).is_file()
-    with Launched([*deepspeed(2), *argv, "--output_dir", str(tmp_path / "second")], tmp_path / "second.log", cache) as second:
+    with Launched(
+        [*deepspeed(2), *argv, "--output_dir", str(tmp_path / "second")], tmp_path / "second.log", cache
+    ) as second:
         assert second.wait(120.0) == 0, second.output
     assert BUILDS not in second.output

@@ -8,12 +8,19 @@ from tests.helpers.launch import Launched, python, run
 
 def options(small_world: tuple[Path, Path], output: Path) -> list[str]:
     return ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
-            "--output_dir", str(output), "--num_optim_steps", "2", "--fp16", "False", "--lr_schedule", "None"]  # fmt: skip
+            "--output_dir", str(output), "--num_optim_steps", "2", "--fp16", "False", "--lr_schedule",
+            "None"]  # fmt: skip
 
 
 def on_two_hosts(small_world: tuple[Path, Path], outputs: list[Path], folder: Path) -> list[tuple[int, str]]:
     """Return exit code and output of a rank on each of two hosts, each with the output_dir that it sees."""
-    where = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    where = {
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     with (
         Launched(python() + options(small_world, outputs[0]), folder / "log-0", where | {"RANK": "0"}) as first,
         Launched(python() + options(small_world, outputs[1]), folder / "log-1", where | {"RANK": "1"}) as second,
@@ -21,7 +28,9 @@ def on_two_hosts(small_world: tuple[Path, Path], outputs: list[Path], folder: Pa
         return [(first.wait(), first.output), (second.wait(), second.output)]
 
 
-def test_a_finished_run_that_one_host_alone_sees_is_an_error_and_no_wait(small_world: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_finished_run_that_one_host_alone_sees_is_an_error_and_no_wait(
+    small_world: tuple[Path, Path], tmp_path: Path
+) -> None:
     done = run(python() + options(small_world, tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     (first, said), (second, _) = on_two_hosts(small_world, [tmp_path / "out", tmp_path / "elsewhere"], tmp_path)

@@ -29,8 +29,8 @@ def layout(loss: TargetLoss, gpus: int, accumulation: int, precision: Precision)
     parameters = list(loss.parameters())
     embedded = loss.model.get_input_embeddings().weight.numel()
     return Layout(
-        gpus, gpus, accumulation, zero["stage"], zero["overlap_comm"], False, precision, sum(p.numel() for p in parameters),
-        len(parameters), embedded, zero["reduce_bucket_size"], False, False,
+        gpus, gpus, accumulation, zero["stage"], zero["overlap_comm"], False, precision,
+        sum(p.numel() for p in parameters), len(parameters), embedded, zero["reduce_bucket_size"], False, False,
     )  # fmt: skip
 
 
@@ -68,7 +68,8 @@ def test_the_script_for_one_gpu() -> None:
     first = re.search(r"#   memory +([\d.]+) GiB, modelled", text)
     larger = re.search(r"\(([\d.]+) with 4,096 tokens, ([\d.]+) with 8,192, ([\d.]+) with 16,384\)", text)
     speed = re.search(
-        r"#   speed +([\d,]+) tokens/s on a T4, ([\d,]+) on an RTX 3090, ([\d,]+) on an RTX 4090, ([\d,]+) on an A100", text
+        r"#   speed +([\d,]+) tokens/s on a T4, ([\d,]+) on an RTX 3090, ([\d,]+) on an RTX 4090, ([\d,]+) on an A100",
+        text,
     )
     assert first and larger and speed  # noqa: PT018
     memory = [first[1], larger[1], larger[2], larger[3]]

@@ -1,4 +1,5 @@
-"""A model of 117M's shape, but small, learns 64 conversations by heart, through the whole product: shards, launcher, export."""
+"""A model of 117M's shape, but small, learns 64 conversations by heart, through the whole product: shards, launcher,
+export."""
 
 import random
 from pathlib import Path
@@ -37,7 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [f"{prompt}\t{reply}" for prompt, reply in conversations(64)]
     (folder / "data.tsv").write_text("\n".join(lines) + "\n")
     arguments = ShardArguments(
-        [str(folder / "data.tsv")], output=str(folder / "data"), tokenizer=str(folder / "model"), max_seq_length=64, workers=1
+        [str(folder / "data.tsv")],
+        output=str(folder / "data"),
+        tokenizer=str(folder / "model"),
+        max_seq_length=64,
+        workers=1,
     )
     assert make_shards(arguments, say=lambda _: None)
     return folder
@@ -48,10 +53,11 @@ def test_64_conversations_are_learned_and_said_verbatim(folder: Path) -> None:
 
     result = run(
         [
-            *deepspeed(2), "--model", str(folder / "model"), "--train_input_file", str(folder / "data"), "--eval_input_file",
-            str(folder / "data"), "--deepspeed_config", write_deepspeed(folder, 2, "fp32"), "--output_dir", str(folder / "out"),
-            "--train_batch_size", "16", "--gradient_accumulation_steps", "1", "--valid_batch_size", "16", "--num_optim_steps", "260",
-            "--valid_step", "1000", "--lr_schedule", "cosine", "--learning_rate", "4e-3", "--warmup_steps", "20",
+            *deepspeed(2), "--model", str(folder / "model"), "--train_input_file", str(folder / "data"),
+            "--eval_input_file", str(folder / "data"), "--deepspeed_config", write_deepspeed(folder, 2, "fp32"),
+            "--output_dir", str(folder / "out"), "--train_batch_size", "16", "--gradient_accumulation_steps", "1",
+            "--valid_batch_size", "16", "--num_optim_steps", "260", "--valid_step", "1000", "--lr_schedule", "cosine",
+            "--learning_rate", "4e-3", "--warmup_steps", "20",
         ]
     )  # fmt: skip
     assert result.returncode == 0, result.stderr + result.stdout
@@ -61,6 +67,8 @@ def test_64_conversations_are_learned_and_said_verbatim(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "out" / "model")
     for prompt, reply in conversations(64):
         ids = torch.tensor([[*tokenizer(prompt).input_ids, tokenizer.eos_token_id]])
-        said = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.eos_token_id)[0, ids.shape[1] :]
+        said = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.eos_token_id)[
+            0, ids.shape[1] :
+        ]
         assert tokenizer.decode(said[:-1]) == reply
         assert said[-1] == tokenizer.eos_token_id

@@ -29,7 +29,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data512")
     source = write_tsv(folder / "all.tsv", 3_000)
     make_shards(
-        ShardArguments([str(source)], output=str(folder / "shards"), max_seq_length=512, workers=1, validation_fraction=0.02),
+        ShardArguments(
+            [str(source)], output=str(folder / "shards"), max_seq_length=512, workers=1, validation_fraction=0.02
+        ),
         say=lambda _: None,
     )
     return folder / "shards"
@@ -43,7 +45,9 @@ def run_script(
     launcher.parent.mkdir()
     launcher.write_text(LAUNCHER.format(gpus=gpus, folder=folder))
     card = launcher.with_name("nvidia-smi")
-    card.write_text(f"#!/usr/bin/env bash\nprintf '%s\\n' 81559 {card_mib}\n" if card_mib else "#!/usr/bin/env bash\nexit 9\n")
+    card.write_text(
+        f"#!/usr/bin/env bash\nprintf '%s\\n' 81559 {card_mib}\n" if card_mib else "#!/usr/bin/env bash\nexit 9\n"
+    )
     for program in (launcher, card):
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     environment = clean_environment() | variables | {"DATA": str(data), "OUTPUT": str(folder / "out")}
@@ -71,7 +75,11 @@ def test_a_run_of_the_paper_on_eight_gpus(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "words").read_text().splitlines()[:2] == ["--num_gpus", "8"]
     arguments, deepspeed = what_runs(done.stdout)
     assert arguments["model_name_or_path"] == "117M"
-    assert (arguments["max_seq_length"], arguments["num_optim_steps"], arguments["lr_schedule"]) == (512, 368_000, "noam")
+    assert (arguments["max_seq_length"], arguments["num_optim_steps"], arguments["lr_schedule"]) == (
+        512,
+        368_000,
+        "noam",
+    )
     assert (deepspeed["train_batch_size"], deepspeed["gradient_accumulation_steps"]) == (160, 1)
     assert deepspeed["zero_optimization"]["stage"] == 1  # type: ignore[index]
 
@@ -81,12 +89,17 @@ def test_fewer_gpus_take_the_same_global_batch_in_more_pieces(data: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     arguments, deepspeed = what_runs(done.stdout)
     assert (arguments["model_name_or_path"], arguments["num_optim_steps"]) == ("345M", 736_000)
-    numbers = [deepspeed[name] for name in ("train_batch_size", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu")]
+    numbers = [
+        deepspeed[name]
+        for name in ("train_batch_size", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu")
+    ]
     assert numbers == [80, 4, 10]
 
 
 @pytest.mark.parametrize(("card_mib", "accumulation"), [(16_160, 8), (24_564, 4), (40_536, 2), (81_559, 1)])
-def test_larger_cards_take_the_same_step_in_fewer_pieces(data: Path, tmp_path: Path, card_mib: int, accumulation: int) -> None:
+def test_larger_cards_take_the_same_step_in_fewer_pieces(
+    data: Path, tmp_path: Path, card_mib: int, accumulation: int
+) -> None:
     done = run_script("run_762M.sh", data, tmp_path, 1, card_mib, GPUS="1")
     assert done.returncode == 0, done.stderr
     _, deepspeed = what_runs(done.stdout)
@@ -97,7 +110,9 @@ def test_larger_cards_take_the_same_step_in_fewer_pieces(data: Path, tmp_path: P
 def test_fine_tuning_takes_larger_pieces_on_larger_cards(
     data: Path, small_world: tuple[Path, Path], tmp_path: Path, card_mib: int, accumulation: int
 ) -> None:
-    run_script("finetune_12GB.sh", data, tmp_path, 1, card_mib, MODEL=str(small_world[0]), CONFIG="ds_configs/zero1_fp16.json")
+    run_script(
+        "finetune_12GB.sh", data, tmp_path, 1, card_mib, MODEL=str(small_world[0]), CONFIG="ds_configs/zero1_fp16.json"
+    )
     words = (tmp_path / "words").read_text().splitlines()
     assert words[words.index("--gradient_accumulation_steps") + 1] == str(accumulation)
 
@@ -128,7 +143,8 @@ def test_fine_tuning_trains_a_folder_for_so_many_epochs(small_world: tuple[Path,
     totals = ShardDirectory.open(str(small_world[1] / "train"), "--train_input_file").manifest
     steps = max(-(-2 * totals.totals["tokens"] // int(0.99 * totals.max_seq_length * 64)), 1)
     environment = clean_environment() | {
-        "MODEL": str(small_world[0]), "DATA": str(small_world[1]), "OUTPUT": str(tmp_path / "out"), "CONFIG": "ds_configs/cpu_fp32.json",
+        "MODEL": str(small_world[0]), "DATA": str(small_world[1]), "OUTPUT": str(tmp_path / "out"),
+        "CONFIG": "ds_configs/cpu_fp32.json",
     }  # fmt: skip
     command = [
         "bash",
@@ -147,8 +163,12 @@ def test_fine_tuning_trains_a_folder_for_so_many_epochs(small_world: tuple[Path,
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) >= 2
 
 
-def test_fine_tuning_on_long_rows_takes_smaller_pieces(data: Path, small_world: tuple[Path, Path], tmp_path: Path) -> None:
-    done = run_script("finetune_12GB.sh", data, tmp_path, 1, MODEL=str(small_world[0]), CONFIG="ds_configs/zero1_fp16.json")
+def test_fine_tuning_on_long_rows_takes_smaller_pieces(
+    data: Path, small_world: tuple[Path, Path], tmp_path: Path
+) -> None:
+    done = run_script(
+        "finetune_12GB.sh", data, tmp_path, 1, MODEL=str(small_world[0]), CONFIG="ds_configs/zero1_fp16.json"
+    )
     words = (tmp_path / "words").read_text().splitlines()
     assert words[words.index("--gradient_accumulation_steps") + 1] == "32", f"2 rows of 512 at a time\n{done.stderr}"
 

@@ -17,9 +17,10 @@ SmallWorld = tuple[Path, Path]
 def options(small_world: SmallWorld, output: Path, *more: str) -> list[str]:
     model, shards = small_world
     return [
-        "--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file", str(shards / "validation"),
-        "--deepspeed_config", write_deepspeed(output.parent, 1, "bf16"), "--output_dir", str(output), "--num_optim_steps", "100000",
-        "--valid_step", "100000", "--save_step", "20", "--lr_schedule", "None", "--learning_rate", "1e-3", *more,
+        "--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file",
+        str(shards / "validation"), "--deepspeed_config", write_deepspeed(output.parent, 1, "bf16"), "--output_dir",
+        str(output), "--num_optim_steps", "100000", "--valid_step", "100000", "--save_step", "20", "--lr_schedule",
+        "None", "--learning_rate", "1e-3", *more,
     ]  # fmt: skip
 
 
@@ -115,7 +116,9 @@ def test_sigterm_to_the_launcher(small_world: SmallWorld, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_killed_rank_takes_the_others_down_within_seconds(small_world: SmallWorld, tmp_path: Path, victim: int) -> None:
+def test_a_killed_rank_takes_the_others_down_within_seconds(
+    small_world: SmallWorld, tmp_path: Path, victim: int
+) -> None:
     output = tmp_path / "out"
     with Launched(deepspeed(2) + options(small_world, output), tmp_path / "log") as launched:
         launched.wait_until(lambda: steps_done(output) >= 25)
@@ -124,9 +127,15 @@ def test_a_killed_rank_takes_the_others_down_within_seconds(small_world: SmallWo
         assert "Traceback" not in launched.output
         other = 1 - victim
         print(launched.output)
-        assert f"rank {other} has lost contact" in launched.output or f"rank {other}: ended by the launcher" in launched.output
+        assert (
+            f"rank {other} has lost contact" in launched.output
+            or f"rank {other}: ended by the launcher" in launched.output
+        )
     assert latest(output) % 20 == 0
-    done = run(deepspeed(2) + options(small_world, output, "--num_optim_steps", "41", "--valid_step", "41", "--save_step", "41"))
+    done = run(
+        deepspeed(2)
+        + options(small_world, output, "--num_optim_steps", "41", "--valid_step", "41", "--save_step", "41")
+    )
     assert done.returncode == 0, done.stderr
     assert len(losses_of(output)) == 41
 
@@ -135,7 +144,9 @@ def test_a_rank_that_hangs_ends_the_run_with_stacks_of_all(small_world: SmallWor
     output = tmp_path / "out"
     script = str(Path(__file__).parents[1] / "helpers" / "train_with_fault.py")
     with Launched(
-        deepspeed(2, script) + options(small_world, output, "--hang_timeout", "5"), tmp_path / "log", {"FAULT": "hang:1:25"}
+        deepspeed(2, script) + options(small_world, output, "--hang_timeout", "5"),
+        tmp_path / "log",
+        {"FAULT": "hang:1:25"},
     ) as launched:
         assert launched.wait(timeout=90) == 1
         assert launched.output.count("nothing has moved for") == 2

@@ -40,9 +40,10 @@ def options(world: SmallWorld, output: Path, *more: str) -> list[str]:
     model, shards = world
     config = write_deepspeed(output.parent, 2, "fp32")
     return [
-        "--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file", str(shards / "validation"),
-        "--num_optim_steps", "60", "--valid_step", "30", "--lr_schedule", "None", "--learning_rate", "1e-3",
-        "--sample_max_new_tokens", "4", "--deepspeed_config", config, "--output_dir", str(output), *more,
+        "--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file",
+        str(shards / "validation"), "--num_optim_steps", "60", "--valid_step", "30", "--lr_schedule", "None",
+        "--learning_rate", "1e-3", "--sample_max_new_tokens", "4", "--deepspeed_config", config, "--output_dir",
+        str(output), *more,
     ]  # fmt: skip
 
 
@@ -59,7 +60,9 @@ def test_a_terminal_shows_the_table_a_live_bar_and_where_everything_is(small_wor
         middle = terminal.screen_text()
         assert terminal.wait(60) == 0, terminal.all_text()
         end = terminal.all_text()
-    assert re.search(r"\d+%\|.{10}\| \d+/60 \[\d\d:\d\d, .*loss \d\.\d{4}  ppl [\d.,]+  \d\d:\d\d left  [\d,]+ tok/s", middle)
+    assert re.search(
+        r"\d+%\|.{10}\| \d+/60 \[\d\d:\d\d, .*loss \d\.\d{4}  ppl [\d.,]+  \d\d:\d\d left  [\d,]+ tok/s", middle
+    )
     assert len(re.findall(r"/60 \[", end)) == 1, "one bar, redrawn in its place"
     found = heads(end)
     assert [head for head in found if head in START][: len(START)] == list(START)
@@ -100,7 +103,9 @@ def test_nothing_else_is_said(small_world: SmallWorld, tmp_path: Path, stage: in
 
 
 def test_verbose_brings_back_what_the_libraries_say(small_world: SmallWorld, tmp_path: Path) -> None:
-    result = run([*deepspeed(2), *options(small_world, tmp_path / "out", "--verbose", "--num_optim_steps", "2", "--skip_eval")])
+    result = run(
+        [*deepspeed(2), *options(small_world, tmp_path / "out", "--verbose", "--num_optim_steps", "2", "--skip_eval")]
+    )
     assert result.returncode == 0, result.stderr
     said = result.stdout + result.stderr
     assert "DeepSpeed Final Optimizer" in said
@@ -111,7 +116,12 @@ def test_verbose_brings_back_what_the_libraries_say(small_world: SmallWorld, tmp
 def test_a_terminal_that_knows_no_unicode_loses_nothing_but_characters(small_world: SmallWorld, tmp_path: Path) -> None:
     words = [*python(), *options(small_world, tmp_path / "ö", "--sample_prompts", "naïve?", "--num_optim_steps", "2")]
     result = subprocess.run(
-        words, env=clean_environment() | {"PYTHONIOENCODING": "ascii"}, cwd=ROOT, capture_output=True, text=True, timeout=90
+        words,
+        env=clean_environment() | {"PYTHONIOENCODING": "ascii"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=90,
     )
     assert result.returncode == 0, result.stderr
     assert "na\\xefve? ->" in result.stdout

@@ -20,9 +20,9 @@ SmallWorld = tuple[Path, Path]
 def options(small_world: SmallWorld, output: Path, config: str, *more: str) -> list[str]:
     model, shards = small_world
     return [
-        "--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file", str(shards / "validation"),
-        "--deepspeed_config", config, "--output_dir", str(output), "--num_optim_steps", str(STEPS), "--valid_step", "4",
-        "--save_step", "3", "--lr_schedule", "None", "--learning_rate", "1e-3", *more,
+        "--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file",
+        str(shards / "validation"), "--deepspeed_config", config, "--output_dir", str(output), "--num_optim_steps",
+        str(STEPS), "--valid_step", "4", "--save_step", "3", "--lr_schedule", "None", "--learning_rate", "1e-3", *more,
     ]  # fmt: skip
 
 
@@ -44,7 +44,8 @@ def check_output(output: Path, done: str) -> None:
     assert (output / "checkpoints" / "latest").read_text().strip() == "step-00000006"
     summary = json.loads((output / "checkpoints" / "step-00000006" / "checkpoint.json").read_text())
     assert all(
-        (output / "checkpoints" / "step-00000006" / name).stat().st_size == f["size"] for name, f in summary["files"].items()
+        (output / "checkpoints" / "step-00000006" / name).stat().st_size == f["size"]
+        for name, f in summary["files"].items()
     )
     assert not list((output / "checkpoints").glob("unfinished*"))
     assert len(list((output / "wandb").glob("offline-run-*"))) == 1, "one wandb run, on rank 0"
@@ -61,7 +62,13 @@ def check_metrics(output: Path) -> None:
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     logged = {name for row in rows for name in row}
     of_gpus = {"gpu_memory_gib", "gpu_reserved_gib", "gpu_alloc_retries"}
-    not_here = of_gpus | {"failed_saves", "loss_turn_3", "loss_turn_4_plus", "eval_loss_turn_3", "eval_loss_turn_4_plus"}
+    not_here = of_gpus | {
+        "failed_saves",
+        "loss_turn_3",
+        "loss_turn_4_plus",
+        "eval_loss_turn_3",
+        "eval_loss_turn_4_plus",
+    }
     assert logged == {STEP, *METRICS} - not_here, "no GPU, no save that failed, examples of two turns"
     on_the_dashboard = {name for section in DASHBOARD for panel in section.panels for name in panel.metrics}
     assert on_the_dashboard - not_here <= logged
@@ -84,7 +91,8 @@ def reference(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("reference")
     config = write_deepspeed(folder, 0, "fp32")
     result = run(
-        python() + options(small_world, folder / "out", config, "--train_batch_size", "8", "--gradient_accumulation_steps", "2")
+        python()
+        + options(small_world, folder / "out", config, "--train_batch_size", "8", "--gradient_accumulation_steps", "2")
     )
     assert result.returncode == 0, result.stderr
     check_output(folder / "out", result.stdout)
@@ -101,7 +109,9 @@ def test_the_deepspeed_launcher_at_every_zero_stage(
     assert "Traceback" not in result.stderr
     check_output(tmp_path / "out", result.stdout)
     tolerance = 2e-2 if stage in (1, 3) else 1e-5
-    assert train_losses(tmp_path / "out") == pytest.approx(reference, abs=tolerance), "the same training on any number of ranks"
+    assert train_losses(tmp_path / "out") == pytest.approx(reference, abs=tolerance), (
+        "the same training on any number of ranks"
+    )
 
 
 def test_torchrun(small_world: SmallWorld, reference: list[float], tmp_path: Path) -> None:
@@ -111,8 +121,11 @@ def test_torchrun(small_world: SmallWorld, reference: list[float], tmp_path: Pat
     assert train_losses(tmp_path / "out") == pytest.approx(reference, abs=1e-5)
 
 
-def test_fp16_with_a_real_loss_scaler_under_the_launcher(small_world: SmallWorld, reference: list[float], tmp_path: Path) -> None:
-    """From 2**19 the first updates overflow and are skipped; the schedule waits, the scale is halved, training goes on."""
+def test_fp16_with_a_real_loss_scaler_under_the_launcher(
+    small_world: SmallWorld, reference: list[float], tmp_path: Path
+) -> None:
+    """From 2**19 the first updates overflow and are skipped; the schedule waits, the scale is halved, training goes
+    on."""
     config = write_deepspeed(tmp_path, 2, "fp16", fp16={"initial_scale_power": 19, "hysteresis": 1})
     result = run(deepspeed(2, TRAIN_FP16_ON_CPU) + options(small_world, tmp_path / "out", config))
     assert result.returncode == 0, result.stderr + result.stdout
@@ -139,7 +152,9 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(small_worl
     done = run(deepspeed(2) + options(small_world, halved, config))
     assert done.returncode == 0
     assert "nothing to do" in done.stdout
-    changed = run([*deepspeed(2), *options(small_world, halved, config), "--num_optim_steps", "7", "--learning_rate", "5e-4"])
+    changed = run(
+        [*deepspeed(2), *options(small_world, halved, config), "--num_optim_steps", "7", "--learning_rate", "5e-4"]
+    )
     assert changed.returncode == 0, changed.stderr
     last = [json.loads(line) for line in (halved / "metrics.jsonl").read_text().splitlines() if '"lr"' in line][-1]
     assert (last["step"], last["lr"]) == (7, 5e-4), "the rate that was asked for holds from the first step on"
@@ -153,7 +168,8 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(small_worl
 
 def test_a_mistake_under_the_launcher_is_one_message_and_exit_code_2(small_world: SmallWorld, tmp_path: Path) -> None:
     result = run(
-        deepspeed(2) + options(small_world, tmp_path / "out", write_deepspeed(tmp_path, 1, "bf16"), "--max_seq_length", "500")
+        deepspeed(2)
+        + options(small_world, tmp_path / "out", write_deepspeed(tmp_path, 1, "bf16"), "--max_seq_length", "500")
     )
     assert result.returncode == 2, result.stdout + result.stderr
     assert result.stderr.count("error: --max_seq_length 500 is more than the 128 positions of model") == 1
@@ -176,7 +192,8 @@ def test_bf16_that_a_gpu_only_emulates_is_refused_with_the_way_out(small_world: 
     result = run(python(TRAIN_ON_OLD_GPU) + argv)
     assert result.returncode == 2, result.stderr
     assert (
-        "error: bf16 needs compute capability 8.0, and the GPU of rank 0 (Tesla V100) has 7.0: take a fp16 configuration, such as "
+        "error: bf16 needs compute capability 8.0, and the GPU of rank 0 (Tesla V100) has 7.0: take a fp16 "
+        "configuration, such as "
         "ds_configs/zero1_fp16.json"
     ) in result.stderr
     assert not (tmp_path / "out").exists()

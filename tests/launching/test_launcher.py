@@ -32,18 +32,24 @@ def test_the_host_file_of_a_command_line(words: list[str], named: str | None) ->
 def with_hostfile(hostfile: str, small_world: tuple[Path, Path], output: Path) -> subprocess.CompletedProcess[str]:
     command = deepspeed(1)
     command[1:1] = ["--hostfile", hostfile, "--no_ssh_check", "--master_addr", "127.0.0.1"]
-    return run([*command, "--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
-                "--output_dir", str(output)])  # fmt: skip
+    return run([*command, "--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"),
+                "--skip_eval", "--output_dir", str(output)])  # fmt: skip
 
 
-def test_a_host_file_that_is_named_and_missing_does_not_train_here_alone(small_world: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_host_file_that_is_named_and_missing_does_not_train_here_alone(
+    small_world: tuple[Path, Path], tmp_path: Path
+) -> None:
     done = with_hostfile("no_such_hosts", small_world, tmp_path / "out")
     assert done.returncode == 2
-    assert "error: the deepspeed command names --hostfile no_such_hosts, which does not exist (looked in " in done.stderr
+    assert (
+        "error: the deepspeed command names --hostfile no_such_hosts, which does not exist (looked in " in done.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
-def test_a_host_file_with_another_host_alone_does_not_train_here(small_world: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_host_file_with_another_host_alone_does_not_train_here(
+    small_world: tuple[Path, Path], tmp_path: Path
+) -> None:
     hostfile = tmp_path / "hosts"
     hostfile.write_text("192.0.2.7 slots=1\n")  # an address of nobody's (RFC 5737)
     done = with_hostfile(str(hostfile), small_world, tmp_path / "out")
@@ -68,8 +74,13 @@ def test_the_hosts_that_the_launcher_leaves(words: list[str], left: list[str]) -
 
 
 def test_a_shell_that_starts_the_launcher_is_not_the_runner() -> None:
-    """pdsh's command under a login shell that stays, as dash and older bashes do: the ssh session above it is what to watch."""
-    shell = ["sh", "-c", "export A=b; cd /srv; /venv/bin/python -u -m deepspeed.launcher.launch --world_info=x train.py"]
+    """pdsh's command under a login shell that stays, as dash and older bashes do: the ssh session above it is what to
+    watch."""
+    shell = [
+        "sh",
+        "-c",
+        "export A=b; cd /srv; /venv/bin/python -u -m deepspeed.launcher.launch --world_info=x train.py",
+    ]
     assert runner_at(shell) is None
     assert runner_at(["/venv/bin/python", DEEPSPEED, "--num_gpus", "2", "train.py"]) == 1
 

@@ -30,7 +30,8 @@ def test_a_trouble_in_a_line_has_its_way_out() -> None:
 def test_more_processes_than_gpus_are_a_problem() -> None:
     (trouble,) = count_troubles(3, 2, "4,5")
     assert str(trouble) == (
-        "3 processes, but 2 GPUs (CUDA_VISIBLE_DEVICES=4,5): start no more than 2 there, by deepspeed --num_gpus 2 or slots=2 in the "
+        "3 processes, but 2 GPUs (CUDA_VISIBLE_DEVICES=4,5): start no more than 2 there, by deepspeed --num_gpus 2 or "
+        "slots=2 in the "
         "hostfile"
     )
     assert list(count_troubles(2, 2)) == []
@@ -38,12 +39,15 @@ def test_more_processes_than_gpus_are_a_problem() -> None:
 
 def test_fp16_without_hardware_and_slow_bf16_are_said() -> None:
     (trouble,) = device_troubles("fp16", DeviceFacts("cpu", computes_fp16=False))
-    assert trouble.text.startswith("fp16 is on, but this device (cpu) can't compute in it. Ways out: --deepspeed_config")
+    assert trouble.text.startswith(
+        "fp16 is on, but this device (cpu) can't compute in it. Ways out: --deepspeed_config"
+    )
     assert list(device_troubles("fp32", DeviceFacts("cpu", computes_fp16=False))) == []
     (slow,) = device_troubles("bf16", DeviceFacts("cpu", rates=CpuRates(fp32=119e9, bf16=25.04e9)))
     assert not slow.fatal
     assert slow.text == (
-        "bf16 is slower than fp32 on this CPU (a matrix product on one core, measured now: 25 GFLOP/s in bf16, 119 in fp32): take "
+        "bf16 is slower than fp32 on this CPU (a matrix product on one core, measured now: 25 GFLOP/s in bf16, 119 in "
+        "fp32): take "
         "--deepspeed_config ds_configs/cpu_fp32.json"
     )
     assert list(device_troubles("bf16", DeviceFacts("cpu", rates=CpuRates(fp32=119e9, bf16=119e9)))) == []
@@ -54,7 +58,10 @@ def test_fp16_without_hardware_and_slow_bf16_are_said() -> None:
     [
         (None, "offload_optimizer.nvme_path is missing; name a folder on the NVMe disk"),
         ("/no_such_disk_here", "offload_optimizer.nvme_path '/no_such_disk_here' does not exist; make it"),
-        ("/proc/version/x", "offload_optimizer.nvme_path '/proc/version/x' can't be written to (/proc/version is no folder)"),
+        (
+            "/proc/version/x",
+            "offload_optimizer.nvme_path '/proc/version/x' can't be written to (/proc/version is no folder)",
+        ),
     ],
 )
 def test_a_place_for_nvme_offload_that_is_none_is_named(path: str | None, words: str) -> None:
@@ -85,7 +92,8 @@ def test_shared_memory_must_hold_what_ranks_on_a_cpu_map_there() -> None:
     (small,) = shared_memory_troubles(SHM, 64 << 20, 64 << 20, 2, on_gpu=False)
     assert small.fatal
     assert (
-        "67 MB free of 67, and 2 ranks on a CPU need 138 MB there: a container gets more by docker run --shm-size=1g" in small.text
+        "67 MB free of 67, and 2 ranks on a CPU need 138 MB there: a container gets more by docker run --shm-size=1g"
+        in small.text
     )
     assert list(shared_memory_troubles(SHM, 64 << 20, 64 << 20, 1, on_gpu=False)) == []
     (doubtful,) = shared_memory_troubles(SHM, 64 << 20, 64 << 20, 8, on_gpu=True)

@@ -48,7 +48,9 @@ def test_ranks_beside_the_first_of_a_host_speak_only_at_the_end() -> None:
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_meeting_in_time_says_nothing(size: int) -> None:
-    done = wait_in_a_process(rank=0, size=size, speaks=True, seconds=0 if size == 2 else 0.5, most=0.3 if size == 1 else 60)
+    done = wait_in_a_process(
+        rank=0, size=size, speaks=True, seconds=0 if size == 2 else 0.5, most=0.3 if size == 1 else 60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "met\n", "")
 
 
@@ -79,7 +81,9 @@ def test_gloo_and_nccl_are_told_the_same_interface(
 ) -> None:
     from dialogpt_ds.distributed import rendezvous as meeting
 
-    monkeypatch.setattr(meeting, "interface_towards", lambda address: ("eth1", "10.0.0.7") if address == "node07" else None)
+    monkeypatch.setattr(
+        meeting, "interface_towards", lambda address: ("eth1", "10.0.0.7") if address == "node07" else None
+    )
     monkeypatch.setattr(os, "environ", {"MASTER_ADDR": "node07"} | given)
     name_interface()
     assert os.environ == {"MASTER_ADDR": "node07"} | told
@@ -98,7 +102,13 @@ def test_an_interface_that_a_person_named_holds(monkeypatch: pytest.MonkeyPatch)
 def test_a_port_that_is_taken_is_said(small_world: tuple[Path, Path], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         options = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
                    "--output_dir", str(tmp_path / "out"), "--fp16", "False"]  # fmt: skip
         with Launched(python() + options, tmp_path / "log", environment) as run:
@@ -112,7 +122,9 @@ def test_what_nccl_says_is_not_taken_for_a_network_that_leads_nowhere(monkeypatc
 
     monkeypatch.setenv("MASTER_ADDR", "node07")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    said = _why_apart(RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:77, invalid usage\nLast error:\nDuplicate GPU detected"))
+    said = _why_apart(
+        RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:77, invalid usage\nLast error:\nDuplicate GPU detected")
+    )
     assert said.startswith(
         "the processes met at node07:29500, but their GPUs could not be connected (NCCL): Duplicate GPU detected."
     )

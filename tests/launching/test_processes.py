@@ -55,7 +55,9 @@ def test_a_launcher_below_srun_goes_before_it() -> None:
     assert (environment["RANK"], environment["WORLD_SIZE"]) == ("3", "4")
 
 
-@pytest.mark.parametrize("changes", [{"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_NUM_TASKS": None, "SLURM_NTASKS": "16"}])
+@pytest.mark.parametrize(
+    "changes", [{"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_NUM_TASKS": None, "SLURM_NTASKS": "16"}]
+)
 def test_a_single_task_and_the_batch_script_itself_are_one_process(changes: dict[str, str | None]) -> None:
     environment = {name: value for name, value in (SRUN | changes).items() if value is not None}
     adopt_scheduler(environment)
@@ -88,7 +90,9 @@ def test_tasks_of_mpirun_need_a_place_to_meet() -> None:
         "OMPI_COMM_WORLD_LOCAL_RANK": "0",
         "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
     }
-    with pytest.raises(UserError, match=r"mpirun started 4 tasks, but nothing tells them where to meet: set MASTER_ADDR"):
+    with pytest.raises(
+        UserError, match=r"mpirun started 4 tasks, but nothing tells them where to meet: set MASTER_ADDR"
+    ):
         adopt_scheduler(dict(environment))
     environment |= {"MASTER_ADDR": "a", "MASTER_PORT": "29500"}
     adopt_scheduler(environment)
@@ -110,7 +114,9 @@ def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
 
 
 def test_tasks_on_each_host() -> None:
-    counts = [slurm_tasks_here({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": str(host)}) for host in range(3)]
+    counts = [
+        slurm_tasks_here({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": str(host)}) for host in range(3)
+    ]
     assert counts == [4, 4, 3]
     assert slurm_tasks_here({}) is None
 

@@ -17,7 +17,8 @@ from dialogpt_ds.logs.progress import Progress
 from dialogpt_ds.logs.record import LogRecord
 progress = Progress(3, 0, shown=True)
 for step in (1, 2, 3):
-    progress.take(LogRecord("step", dict(step=step, loss=2.0, ppl=7.389, tokens_per_second=1234.5, lr=1e-3, seconds_left=61.0)))
+    values = dict(step=step, loss=2.0, ppl=7.389, tokens_per_second=1234.5, lr=1e-3, seconds_left=61.0)
+    progress.take(LogRecord("step", values))
     progress.say(f"said {step}")
 progress.close()
 """
@@ -50,7 +51,8 @@ def test_a_terminal_shows_a_bar_even_when_it_does_not_know_its_size(size: tuple[
 def step(number: int, left: float = 0.0) -> LogRecord:
     """Return the record of a step."""
     return LogRecord(
-        "step", {"step": number, "loss": 2.0, "ppl": 7.389, "tokens_per_second": 1234.5, "lr": 1e-3, "seconds_left": left}
+        "step",
+        {"step": number, "loss": 2.0, "ppl": 7.389, "tokens_per_second": 1234.5, "lr": 1e-3, "seconds_left": left},
     )
 
 
@@ -59,11 +61,15 @@ def test_a_log_file_gets_plain_lines_with_the_time_left(capsys: pytest.CaptureFi
     for number in range(11, 101):
         progress.take(step(number, left=3_723.0))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["11/100", "100/100"], "the first, the last, and one every ten seconds"
+    assert [line.split()[1] for line in lines] == ["11/100", "100/100"], (
+        "the first, the last, and one every ten seconds"
+    )
     assert lines[0] == "step 11/100  loss 2.0000  ppl 7.4  1:02:03 left  1,234 tok/s  lr 1.00e-03"
 
 
-def test_lines_come_less_often_after_ten_minutes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_come_less_often_after_ten_minutes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [1_000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = Progress(100_000, 0, shown=True)

@@ -74,7 +74,12 @@ def test_replies_are_lines_of_a_text_file_and_cut_back_on_a_resume(tmp_path: Pat
     for number in (5, 10):
         values = {"step": number, "eval_loss": 1.0}
         first.record(
-            LogRecord("evaluation", values, [1, number, 1, 1.0, 2.7], replies=[Reply("How are you?", f"a\nb\x1b[31m {number}")])
+            LogRecord(
+                "evaluation",
+                values,
+                [1, number, 1, 1.0, 2.7],
+                replies=[Reply("How are you?", f"a\nb\x1b[31m {number}")],
+            )
         )
     first.close_files()
     file = tmp_path / "sample_replies.txt"

@@ -32,14 +32,23 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def test_leet_draws_the_curves_of_an_offline_run(tmp_path: Path, environment: dict[str, str]) -> None:
-    # A process of its own: wandb.init would leave a service behind in ours, which every process that we start would use.
+    # A process of its own: wandb.init would leave a service behind in ours, which every process that we start would
+    # use.
     subprocess.run([sys.executable, "-c", SCRIPT], env=environment, cwd=tmp_path, timeout=60, check=True)
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     records = wandb_files.read_records(wandb_files.log_file(folder))
     assert [row["loss"] for row in wandb_files.history(records)] == [5 / step for step in range(1, 21)]
 
-    with Terminal([str(BIN / "wandb"), "leet", "run", str(folder)], rows=50, columns=200, environment=environment) as terminal:
-        for text in ("State: Finished", "Name: curves", "learning_rate: 0.125", "Metrics [1-3 of 3]", "validation/loss"):
+    with Terminal(
+        [str(BIN / "wandb"), "leet", "run", str(folder)], rows=50, columns=200, environment=environment
+    ) as terminal:
+        for text in (
+            "State: Finished",
+            "Name: curves",
+            "learning_rate: 0.125",
+            "Metrics [1-3 of 3]",
+            "validation/loss",
+        ):
             terminal.wait_for(text)
         charts = terminal.wait_for("[x: step]")
         assert re.findall(r"│([^│ ]+) +\[x: step\]", charts) == ["loss", "validation/loss"], "over our own step"

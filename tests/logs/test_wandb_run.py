@@ -36,9 +36,10 @@ def options(world: SmallWorld, output: Path, steps: int, *more: str) -> list[str
     model, shards = world
     config = write_deepspeed(output.parent, 1, "fp32")
     return [
-        "--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file", str(shards / "validation"),
-        "--num_optim_steps", str(steps), "--valid_step", "5", "--save_step", "5", "--lr_schedule", "None", "--learning_rate", "1e-3",
-        "--sample_max_new_tokens", "4", "--deepspeed_config", config, "--output_dir", str(output), *more,
+        "--model", str(model), "--train_input_file", str(shards / "train"), "--eval_input_file",
+        str(shards / "validation"), "--num_optim_steps", str(steps), "--valid_step", "5", "--save_step", "5",
+        "--lr_schedule", "None", "--learning_rate", "1e-3", "--sample_max_new_tokens", "4", "--deepspeed_config",
+        config, "--output_dir", str(output), *more,
     ]  # fmt: skip
 
 
@@ -67,11 +68,31 @@ def test_an_offline_run_has_everything_and_no_secret(small_world: SmallWorld, tm
     server = FileServer(small_world[1] / "train")
     output = tmp_path / "out"
     more = ["--train_input_file", f"{server.url}?{SIGNED}", "--cache_dir", str(tmp_path / "cache")]
-    more += ["--wandb_mode", "offline", "--wandb_tags", "first", "second", "--wandb_group", "a group", "--wandb_job_type", "a job"]
-    more += ["--wandb_artifacts", "--wandb_run_name", "a name", "--wandb_project", "a-project", "--wandb_entity", "somebody"]
+    more += [
+        "--wandb_mode",
+        "offline",
+        "--wandb_tags",
+        "first",
+        "second",
+        "--wandb_group",
+        "a group",
+        "--wandb_job_type",
+        "a job",
+    ]
+    more += [
+        "--wandb_artifacts",
+        "--wandb_run_name",
+        "a name",
+        "--wandb_project",
+        "a-project",
+        "--wandb_entity",
+        "somebody",
+    ]
     environment = {"SOME_API_KEY": "another-secret-98765"}
     try:
-        with Launched([*deepspeed(2), *options(small_world, output, 10, *more)], tmp_path / "log", environment) as command:
+        with Launched(
+            [*deepspeed(2), *options(small_world, output, 10, *more)], tmp_path / "log", environment
+        ) as command:
             assert command.wait() == 0, command.output
             said = command.output
     finally:
@@ -85,7 +106,9 @@ def test_an_offline_run_has_everything_and_no_secret(small_world: SmallWorld, tm
     assert sorted(run.tags) == ["first", "second"]
     check_config(wandb_files.config(records), small_world[1] / "train")
     assert wandb_files.metrics(records)["*"].step_metric == "step"
-    table = json.loads((folder_of_run(output) / "files" / wandb_files.tables(records)["sample_replies"]["path"]).read_text())
+    table = json.loads(
+        (folder_of_run(output) / "files" / wandb_files.tables(records)["sample_replies"]["path"]).read_text()
+    )
     assert table["columns"] == ["step", "prompt", "reply"]
     lines = [f"step {step}: {printable(prompt)} -> {printable(reply)}" for step, prompt, reply in table["data"]]
     assert lines == (output / "sample_replies.txt").read_text().splitlines()[-len(SAMPLE_PROMPTS) :]
@@ -98,7 +121,9 @@ def test_an_offline_run_has_everything_and_no_secret(small_world: SmallWorld, tm
 
 def look_at(folder: Path) -> None:
     """Open the run with the command that the README gives, in a real terminal."""
-    with Terminal([str(BIN / "wandb"), "leet", str(folder)], rows=50, columns=200, environment=clean_environment()) as terminal:
+    with Terminal(
+        [str(BIN / "wandb"), "leet", str(folder)], rows=50, columns=200, environment=clean_environment()
+    ) as terminal:
         for text in ("Name: a name", "Metrics [1-9 of", "best_eval_loss", "[x: step]", "data_wait_share"):
             terminal.wait_for(text)
         assert SECRET not in terminal.all_text()
@@ -164,7 +189,9 @@ def test_a_server_that_goes_down_in_mid_run_holds_up_nobody_and_gets_the_rest_la
     with WandbServer() as server:
         environment = server.environment() | {"WANDB_FINISH_TIMEOUT": "3"}
         # Two ranks: one that waited for wandb would let the other wait, too.
-        with Launched([*deepspeed(2), *options(small_world, output, 100, *ON)], tmp_path / "log", environment) as command:
+        with Launched(
+            [*deepspeed(2), *options(small_world, output, 100, *ON)], tmp_path / "log", environment
+        ) as command:
             command.wait_until(lambda: server.runs and (output / "metrics.jsonl").is_file() and len(logged(output)) > 5)
             getattr(server, outage)()
             assert command.wait() == 0, command.output
@@ -187,7 +214,10 @@ def test_a_server_that_goes_down_in_mid_run_holds_up_nobody_and_gets_the_rest_la
 
 def test_a_stop_does_not_wait_long_for_a_server_that_hangs(small_world: SmallWorld, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    command_line = [*deepspeed(2), *options(small_world, output, 100_000, *ON, "--valid_step", "100000", "--save_step", "100000")]
+    command_line = [
+        *deepspeed(2),
+        *options(small_world, output, 100_000, *ON, "--valid_step", "100000", "--save_step", "100000"),
+    ]
     with WandbServer() as server, Launched(command_line, tmp_path / "log", server.environment()) as command:
         command.wait_until(lambda: server.runs and (output / "metrics.jsonl").is_file() and len(logged(output)) > 5)
         server.hang()
@@ -218,7 +248,9 @@ def test_a_resumed_run_is_the_same_run_and_no_step_of_it_is_dropped(small_world:
         assert [row["step"] for row in own(run.history) if "loss" in row] == list(range(1, 13))
         assert own(run.history) == logged(output)
         assert run.finished
-        assert [artifact["committed"] for artifact in server.artifacts].count(True) >= 4, "a model and a table from each start"
+        assert [artifact["committed"] for artifact in server.artifacts].count(True) >= 4, (
+            "a model and a table from each start"
+        )
         assert KEY not in "".join(path.read_text(errors="replace") for path in output.rglob("*.*") if path.is_file())
 
 
@@ -226,7 +258,10 @@ def test_what_a_killed_run_had_not_sent_comes_with_the_resume(small_world: Small
     """wandb sends every fifteen seconds or so, and a kill takes the rest with it."""
     output = tmp_path / "out"
     with WandbServer() as server:
-        command_line = [*python(), *options(small_world, output, 100_000, *ON, "--save_step", "20", "--valid_step", "100000")]
+        command_line = [
+            *python(),
+            *options(small_world, output, 100_000, *ON, "--save_step", "20", "--valid_step", "100000"),
+        ]
         with Launched(command_line, tmp_path / "log", server.environment()) as command:
             command.wait_until(lambda: server.runs)
             server.hang()  # so that it surely has nothing of the history yet
@@ -244,7 +279,8 @@ def test_what_a_killed_run_had_not_sent_comes_with_the_resume(small_world: Small
 
 
 def rows_in_folders(output: Path) -> list[dict[str, Any]]:
-    """Return the rows that wandb has on the disk, each once, of all its folders of a run, one of which may be at work."""
+    """Return the rows that wandb has on the disk, each once, of all its folders of a run, one of which may be at
+    work."""
     found = {}
     for log in (output / "wandb").glob("offline-run-*/*.wandb"):
         if log.stat().st_size:
@@ -257,7 +293,9 @@ def rows_in_folders(output: Path) -> list[dict[str, Any]]:
     ("steps", "is_time"),
     [
         pytest.param(40, lambda output: True, id="at its start"),
-        pytest.param(600, lambda output: len(rows_in_folders(output)) > 30, id="at work"),  # which it writes every few seconds
+        pytest.param(
+            600, lambda output: len(rows_in_folders(output)) > 30, id="at work"
+        ),  # which it writes every few seconds
         pytest.param(40, lambda output: len(logged(output)) >= 40, id="at its end"),
     ],
 )

@@ -10,7 +10,8 @@ def test_the_weights_of_a_gpt2_are_those_of_its_shape() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=16, n_embd=8, n_layer=2, n_head=2))
-    # A layer: 12 * 8 * 8 weights of matrices, 13 * 8 of biases and norms; at the end a norm of 2 * 8. The head is the embedding.
+    # A layer: 12 * 8 * 8 weights of matrices, 13 * 8 of biases and norms; at the end a norm of 2 * 8. The head is the
+    # embedding.
     assert flops_of(model) == Flops(2 * (12 * 64 + 13 * 8) + 16, 100 * 8, 2, 8)
 
 
@@ -18,7 +19,12 @@ def test_a_head_of_its_own_is_no_part_of_the_body() -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
-        vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=False
+        vocab_size=100,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
     )
     flops = flops_of(AutoModelForCausalLM.from_config(config))
     assert flops.head_weights == 800

@@ -1,4 +1,5 @@
-"""Examples of a row are kept apart by a kernel or a mask, whichever is right for the model, and nothing waits for the device."""
+"""Examples of a row are kept apart by a kernel or a mask, whichever is right for the model, and nothing waits for the
+device."""
 
 from typing import Any
 
@@ -6,16 +7,32 @@ import pytest
 import torch
 from torch.nn.attention import varlen
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, Gemma2Config, GemmaConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    MistralConfig,
+)
 
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.model import attention
-from dialogpt_ds.model.attention import VARLEN, can_be_varlen, check_attention, example_mask, isolation_of, set_attention
+from dialogpt_ds.model.attention import (
+    VARLEN,
+    can_be_varlen,
+    check_attention,
+    example_mask,
+    isolation_of,
+    set_attention,
+)
 from dialogpt_ds.model.loss import TargetLoss
 from dialogpt_ds.model.probe import keeps_examples_apart
 
-SHAPE = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+SHAPE = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
+         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 POSITIONS = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5, 6, 7]])
 """Examples of 4, 3, 1 and 8 tokens."""
 STARTS = torch.tensor([0, 4, 7, 8, 16], dtype=torch.int32)
@@ -24,7 +41,15 @@ STARTS = torch.tensor([0, 4, 7, 8, 16], dtype=torch.int32)
 def gpt2(**more: Any) -> Any:
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=257, n_layer=2, n_embd=32, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **more
+        vocab_size=257,
+        n_layer=2,
+        n_embd=32,
+        n_head=4,
+        n_positions=64,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        **more,
     )
     return GPT2LMHeadModel(config)
 
@@ -49,7 +74,9 @@ def loss_and_gradients(loss_of: TargetLoss) -> tuple[torch.Tensor, dict[str, tor
     loss_of.zero_grad()
     sums = loss_of(**inputs())
     sums.weighted.backward()
-    return torch.cat([found.detach().flatten() for found in sums]), {n: p.grad.clone() for n, p in loss_of.model.named_parameters()}
+    return torch.cat([found.detach().flatten() for found in sums]), {
+        n: p.grad.clone() for n, p in loss_of.model.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("make", [gpt2, llama], ids=["gpt2", "llama, heads that share keys"])
@@ -105,7 +132,9 @@ def test_the_kernel_is_given_the_examples_as_torch_wants_them(monkeypatch: pytes
     """With 2 rows of 8 tokens, 4 heads and 2 of keys: 16 tokens behind each other, without a copy."""
     seen: dict[str, Any] = {}
 
-    def kernel(query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, **named: Any) -> Any:
+    def kernel(
+        query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, **named: Any
+    ) -> Any:
         seen.update(shapes=(query.shape, key.shape), starts=cu_seq_q, longest=(max_q, max_k), named=named, query=query)
         assert cu_seq_k is cu_seq_q
         return torch.zeros_like(query)
@@ -123,7 +152,9 @@ def test_the_kernel_is_given_the_examples_as_torch_wants_them(monkeypatch: pytes
     assert seen["query"].data_ptr() == fused.data_ptr()
     assert seen["longest"] == (8, 8)
     asked = {"enable_gqa": True} if "enable_gqa" in kernel.__signature__.parameters else {}  # type: ignore[attr-defined]
-    assert seen["named"] == {"scale": 0.25, "window_size": (-1, 0)} | asked, "PyTorch 2.11's takes fewer keys' heads unasked"
+    assert seen["named"] == {"scale": 0.25, "window_size": (-1, 0)} | asked, (
+        "PyTorch 2.11's takes fewer keys' heads unasked"
+    )
 
 
 def test_the_kernel_of_torch_takes_what_it_is_given() -> None:
@@ -151,7 +182,9 @@ def test_models_whose_attention_is_of_another_kind_keep_transformers_own_way() -
         before = model.config._attn_implementation
         assert not can_be_varlen(model)
         assert model.config._attn_implementation == before
-        with pytest.raises(UserError, match=r"--attention varlen: model type \w+ computes something else with it .* leave it out"):
+        with pytest.raises(
+            UserError, match=r"--attention varlen: model type \w+ computes something else with it .* leave it out"
+        ):
             set_attention(model, "varlen", "bf16", 0.0)
     assert can_be_varlen(AutoModelForCausalLM.from_config(MistralConfig(**SHAPE, sliding_window=None)))
 
@@ -200,7 +233,9 @@ def test_auto_takes_varlen_where_it_runs(monkeypatch: pytest.MonkeyPatch, capabi
 def test_without_a_gpu_varlen_and_flash_attention_are_refused_with_the_way_out() -> None:
     with pytest.raises(UserError, match="--attention varlen: this run is not on an NVIDIA GPU; leave --attention out"):
         check_attention("varlen", "bf16", 0.0)
-    with pytest.raises(UserError, match="--attention flash_attention_2: this run is not on a GPU; leave --attention out"):
+    with pytest.raises(
+        UserError, match="--attention flash_attention_2: this run is not on a GPU; leave --attention out"
+    ):
         check_attention("flash_attention_2", "bf16", 0.0)
 
 
@@ -242,12 +277,15 @@ def test_a_forward_and_backward_pass_waits_for_nothing(make: Any, chunked: bool)
 
 
 def test_the_package_flash_attn_is_told_where_examples_begin_and_asks_no_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package is faked by a function that returns the queries; transformers would derive it all in every layer, with waits."""
+    """The package is faked by a function that returns the queries; transformers would derive it all in every layer,
+    with waits."""
     import transformers.modeling_flash_attention_utils as flash
 
     seen: list[tuple[list[int], int]] = []
 
-    def package(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, **named: Any) -> torch.Tensor:
+    def package(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, **named: Any
+    ) -> torch.Tensor:
         seen.append((cu_seqlens_q.tolist(), named["max_seqlen_q"]))
         return q
 
@@ -260,7 +298,9 @@ def test_the_package_flash_attn_is_told_where_examples_begin_and_asks_no_layer(m
     only_lengths = OnlyLengths((OnlyLengths(), OnlyLengths()))
 
     dense = None  # would let the examples see each other
-    monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_, **__: ((dense, package, None, None, None), only_lengths))
+    monkeypatch.setattr(
+        flash, "lazy_import_flash_attention", lambda *_, **__: ((dense, package, None, None, None), only_lengths)
+    )
     model = gpt2()
     loss_of = TargetLoss(model).bfloat16()
     model.config._attn_implementation, loss_of.isolation = "flash_attention_2", "flash"

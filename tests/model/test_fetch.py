@@ -25,7 +25,8 @@ from tests.helpers.small_world import byte_tokenizer
 SMALL = "microsoft/DialoGPT-small"
 WEIGHTS = "model.safetensors"
 PARAMETERS = 257 * 16 + 1_024 * 16 + (16 * 48 + 48 + 16 * 16 + 16 + 16 * 64 + 64 + 64 * 16 + 16 + 4 * 16) + 2 * 16
-"""Embedding, positions, one layer (attention, its projection, the MLP's two, two norms), the last norm; the head is tied."""
+"""Embedding, positions, one layer (attention, its projection, the MLP's two, two norms), the last norm; the head is
+tied."""
 COMMAND = str(ROOT / "launch" / "fetch_models.py")
 IMPATIENT = (
     "import runpy, sys, time; from dialogpt_ds.model import hub; hub.LISTING_SECONDS = 2.0; "
@@ -82,7 +83,9 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("released")
-    config = GPT2Config(vocab_size=257, n_layer=1, n_embd=16, n_head=2, n_positions=1_024, bos_token_id=256, eos_token_id=256)
+    config = GPT2Config(
+        vocab_size=257, n_layer=1, n_embd=16, n_head=2, n_positions=1_024, bos_token_id=256, eos_token_id=256
+    )
     GPT2LMHeadModel(config).save_pretrained(str(folder))
     byte_tokenizer().save_pretrained(str(folder))
     for name in ("README.md", "tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "model.onnx", "training.py"):
@@ -114,13 +117,17 @@ def changed_copy(source: Path, target: Path, change: Callable[[Path], None]) -> 
 
 
 def only_pickle(folder: Path, **options: bool) -> None:
-    """Replace the weights by a pytorch_model.bin with what the old ones hold besides: the tied head, and masks of attention."""
+    """Replace the weights by a pytorch_model.bin with what the old ones hold besides: the tied head, and masks of
+    attention."""
     import torch
     from safetensors.torch import load_file
 
     weights = load_file(folder / WEIGHTS)
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
-    weights |= {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+    weights |= {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8),
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+    }
     torch.save(weights, folder / "pytorch_model.bin", **options)
     (folder / WEIGHTS).unlink()
 
@@ -143,7 +150,9 @@ def check_loads(folder: Path, released: Path) -> None:
     assert AutoTokenizer.from_pretrained(str(folder))("hi").input_ids == [104, 105]
 
 
-def test_a_fetched_model_loads_and_only_what_a_training_needs_was_fetched(hub: HubServer, fetch: Command, released: Path) -> None:
+def test_a_fetched_model_loads_and_only_what_a_training_needs_was_fetched(
+    hub: HubServer, fetch: Command, released: Path
+) -> None:
     out = fetch.good("DialoGPT-small")
     path = fetch.models / "DialoGPT-small"
     check_loads(path, released)
@@ -169,8 +178,12 @@ def test_a_fetched_model_loads_and_only_what_a_training_needs_was_fetched(hub: H
 
 
 @pytest.mark.parametrize("zipped", [False, True], ids=["as before 2020", "zipped"])
-def test_a_repository_with_a_pickle_alone(hub: HubServer, fetch: Command, released: Path, tmp_path: Path, zipped: bool) -> None:
-    source = changed_copy(released, tmp_path / "source", lambda f: only_pickle(f, _use_new_zipfile_serialization=zipped))
+def test_a_repository_with_a_pickle_alone(
+    hub: HubServer, fetch: Command, released: Path, tmp_path: Path, zipped: bool
+) -> None:
+    source = changed_copy(
+        released, tmp_path / "source", lambda f: only_pickle(f, _use_new_zipfile_serialization=zipped)
+    )
     hub.add("someone/pickled", source)
     fetch.good("someone/pickled")
     path = fetch.models / "pickled"
@@ -184,7 +197,9 @@ class Hostile:
         return os.mkdir, ("it_ran",)
 
 
-def test_a_pickle_that_would_run_code_is_refused(hub: HubServer, fetch: Command, released: Path, tmp_path: Path) -> None:
+def test_a_pickle_that_would_run_code_is_refused(
+    hub: HubServer, fetch: Command, released: Path, tmp_path: Path
+) -> None:
     def change(folder: Path) -> None:
         import torch
 
@@ -194,12 +209,17 @@ def test_a_pickle_that_would_run_code_is_refused(hub: HubServer, fetch: Command,
     hub.add("someone/hostile", changed_copy(released, tmp_path / "source", change))
     code, _, err = fetch("someone/hostile")
     assert code == 1
-    assert "pytorch_model.bin can't be opened safely (UnpicklingError: Trying to load unsupported GLOBAL posix.mkdir" in err
+    assert (
+        "pytorch_model.bin can't be opened safely (UnpicklingError: Trying to load unsupported GLOBAL posix.mkdir"
+        in err
+    )
     assert not (fetch.folder / "it_ran").exists()
     assert not (fetch.models / "hostile").exists()
 
 
-def test_weights_in_several_files_come_with_their_index(hub: HubServer, fetch: Command, released: Path, tmp_path: Path) -> None:
+def test_weights_in_several_files_come_with_their_index(
+    hub: HubServer, fetch: Command, released: Path, tmp_path: Path
+) -> None:
     def change(folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 
@@ -256,7 +276,9 @@ def test_what_a_killed_run_left_is_kept_where_it_is_whole_and_never_taken_for_it
     check_loads(fetch.models / "DialoGPT-small", released)
 
 
-def test_a_transfer_that_does_not_get_on_ends_and_the_same_command_brings_the_rest(hub: HubServer, fetch: Command) -> None:
+def test_a_transfer_that_does_not_get_on_ends_and_the_same_command_brings_the_rest(
+    hub: HubServer, fetch: Command
+) -> None:
     hub.always_cut_after[WEIGHTS] = 50_000
     code, out, err = fetch("DialoGPT-small", impatient=True)
     assert code == 1
@@ -285,7 +307,9 @@ def test_a_file_that_stays_wrong_is_refused(hub: HubServer, fetch: Command, rele
     hub.flipped[WEIGHTS] = 2
     code, _, err = fetch("DialoGPT-small")
     assert code == 1
-    assert err.startswith(f"run failed: {WEIGHTS} of {SMALL} is not what the hub says it is, and was deleted: its sha256 is ")
+    assert err.startswith(
+        f"run failed: {WEIGHTS} of {SMALL} is not what the hub says it is, and was deleted: its sha256 is "
+    )
     assert f"expected {sha256_of_file(released / WEIGHTS)}" in err
     assert not (fetch.models / "DialoGPT-small").exists()
     assert not list(fetch.models.rglob(f"{WEIGHTS}*"))
@@ -364,7 +388,10 @@ def test_an_unreachable_hub_is_one_message(fetch: Command) -> None:
         assert time.monotonic() - begun < 30
     assert (code, out) == (2, "")
     assert err.count("can't be reached") == 1, "said once for both"
-    assert f"the hub at {fetch.endpoint} can't be reached ([Errno 111] Connection refused): set HF_ENDPOINT to a mirror" in err
+    assert (
+        f"the hub at {fetch.endpoint} can't be reached ([Errno 111] Connection refused): set HF_ENDPOINT to a mirror"
+        in err
+    )
     fetch.endpoint = "http://no-such-host.invalid"
     code, _, err = fetch("DialoGPT-small")
     assert (code, err.count("\n")) == (2, 1)
@@ -407,14 +434,18 @@ def test_unknown_names_are_told_the_nearest_before_anything_starts(hub: HubServe
     assert (code, "openai-community/gpt2 and someone/gpt2 would share a folder" in err) == (2, True)
 
 
-def test_what_the_hub_refuses_is_said_and_the_others_are_fetched(hub: HubServer, fetch: Command, released: Path) -> None:
+def test_what_the_hub_refuses_is_said_and_the_others_are_fetched(
+    hub: HubServer, fetch: Command, released: Path
+) -> None:
     hub.add("someone/gated", released, gated=True)
     hub.add("someone/weightless", released).files.clear()
     code, out, err = fetch("someone/nothing", "DialoGPT-small", "someone/gated", "someone/weightless")
     assert code == 2
     assert err.startswith("error: 3 of 4 models could not be fetched:\n")
     assert f"someone/nothing: the hub at {hub.url} has no such model, or it is private (it answers 404)" in err
-    assert f"someone/gated: the hub at {hub.url} does not give it to you (it answers 401): accept the model's terms" in err
+    assert (
+        f"someone/gated: the hub at {hub.url} does not give it to you (it answers 401): accept the model's terms" in err
+    )
     assert "someone/weightless has no config.json and no weights (model.safetensors or pytorch_model.bin)" in err
     assert "train with it: deepspeed --num_gpus 8 launch/train.py --model models/DialoGPT-small ..." in out
     fetch.good("someone/gated", HF_TOKEN=TOKEN)
@@ -441,7 +472,9 @@ def test_a_hub_that_answers_with_errors_is_asked_again(hub: HubServer, fetch: Co
     hub.failures = [503] * 6
     code, _, err = fetch("DialoGPT-small", "--data_folder", "other", impatient=True)
     assert code == 1
-    assert err == f"run failed: {SMALL}: {hub.url} answers 503. What is here is kept: the same command goes on from it.\n"
+    assert (
+        err == f"run failed: {SMALL}: {hub.url} answers 503. What is here is kept: the same command goes on from it.\n"
+    )
 
 
 def test_space_is_looked_at_before(hub: HubServer, fetch: Command, released: Path) -> None:
@@ -484,7 +517,9 @@ def test_a_bar_is_shown_on_a_terminal_alone(hub: HubServer, fetch: Command) -> N
 def test_the_hubs_own_client_takes_the_test_server_for_a_hub(hub: HubServer, fetch: Command, released: Path) -> None:
     """Else the other tests would show that two things of our own fit each other."""
     code = f"from huggingface_hub import snapshot_download; print(snapshot_download('{SMALL}'))"
-    done = subprocess.run([sys.executable, "-c", code], env=fetch.environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=fetch.environment(), capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     snapshot = Path(done.stdout.strip())
     assert files_in(snapshot) == files_in(released)

@@ -29,7 +29,9 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels
     return functional.cross_entropy(logits, labels, reduction="none", ignore_index=head.IGNORED_LABEL)
 
 
-def loss_and_gradients(function: object, kind: torch.dtype, scale: float = 1.0, computed_in: torch.dtype | None = None) -> Found:
+def loss_and_gradients(
+    function: object, kind: torch.dtype, scale: float = 1.0, computed_in: torch.dtype | None = None
+) -> Found:
     hidden, weight, bias, labels = inputs(kind)
     leaves = [tensor.to(computed_in or kind, copy=True).requires_grad_() for tensor in (hidden, weight, bias)]
     nll = function(*leaves, labels)  # type: ignore[operator]
@@ -40,8 +42,12 @@ def loss_and_gradients(function: object, kind: torch.dtype, scale: float = 1.0, 
 
 @pytest.mark.parametrize("columns", [1, 64], ids=["as it is", "padded"])
 @pytest.mark.parametrize("piece", [None, 77], ids=["whole", "in pieces"])
-@pytest.mark.parametrize(("kind", "scale"), [(torch.float32, 1.0), (torch.bfloat16, 1.0), (torch.float16, 2.0**10)], ids=str)
-def test_losses_and_gradients_are_those_of_the_plain_way(columns: int, piece: int | None, kind: torch.dtype, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "scale"), [(torch.float32, 1.0), (torch.bfloat16, 1.0), (torch.float16, 2.0**10)], ids=str
+)
+def test_losses_and_gradients_are_those_of_the_plain_way(
+    columns: int, piece: int | None, kind: torch.dtype, scale: float
+) -> None:
     nll, gradients = loss_and_gradients(lambda h, w, b, ids: head_nll(h, w, b, ids, piece, columns), kind, scale)
     expected, theirs = loss_and_gradients(plain, kind, scale)
     _, truth = loss_and_gradients(plain, kind, scale, torch.float64)
@@ -52,7 +58,9 @@ def test_losses_and_gradients_are_those_of_the_plain_way(columns: int, piece: in
         assert mine.dtype == kind
         error, allowed = (float((found.double() - right).norm()) for found in (mine, usual))
         # Each piece's product is rounded before the sum, which is in fp32.
-        assert error <= (1.1 if piece is None else 1.5) * allowed + 1e-6 * float(right.norm()), "as exact as the plain way"
+        assert error <= (1.1 if piece is None else 1.5) * allowed + 1e-6 * float(right.norm()), (
+            "as exact as the plain way"
+        )
 
 
 def test_the_padded_head_gives_the_same_bits() -> None:
@@ -123,7 +131,9 @@ def test_a_second_backward_pass_is_an_error_and_no_wrong_gradient() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32], ids=str)
-def test_the_compiled_loss_gives_the_same_for_any_number_of_targets(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_loss_gives_the_same_for_any_number_of_targets(
+    kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a GPU computes with, compiled for a CPU."""
     monkeypatch.setattr(head, "_compiled", None)
     expected = loss_and_gradients(lambda h, w, b, ids: head_nll(h, w, b, ids, None, 64), kind)
@@ -142,7 +152,9 @@ def test_a_step_finds_the_loss_compiled_whatever_its_number_of_targets(monkeypat
     assert head.compile_loss(torch.device("cpu"), VOCABULARY, torch.bfloat16) is None
     at_the_start = counts["unique_graphs"]
     for targets in (128, 384, 640):
-        hidden, weight = (torch.ones(size, WIDTH, dtype=torch.bfloat16, requires_grad=True) for size in (targets, VOCABULARY))
+        hidden, weight = (
+            torch.ones(size, WIDTH, dtype=torch.bfloat16, requires_grad=True) for size in (targets, VOCABULARY)
+        )
         head_nll(hidden, weight, None, torch.arange(targets), None, 1).sum().backward()
     assert counts["unique_graphs"] == at_the_start
 
@@ -160,7 +172,11 @@ def test_a_loss_that_cannot_be_compiled_is_computed_without(monkeypatch: pytest.
 
 
 def test_a_compiled_loss_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *tensors: tuple(tensors[0].sum(1).float() for _ in range(2)))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: lambda *tensors: tuple(tensors[0].sum(1).float() for _ in range(2))
+    )
     monkeypatch.setattr(head, "_compiled", None)
-    assert head.compile_loss(torch.device("cpu"), VOCABULARY, torch.float32) == "what was compiled computes something else"
+    assert (
+        head.compile_loss(torch.device("cpu"), VOCABULARY, torch.float32) == "what was compiled computes something else"
+    )
     assert head._compiled is None

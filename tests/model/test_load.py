@@ -23,7 +23,11 @@ EOS = 50_256
 def test_presets_have_dialogpts_shapes(name: str, parameters: int, shape: tuple[int, int, int]) -> None:
     source = find_model(name, 0.0, EOS, 50_257)
     config = source.config
-    assert (config.n_layer, config.n_embd, config.n_head, config.n_positions, config.vocab_size) == (*shape, 1_024, 50_257)
+    assert (config.n_layer, config.n_embd, config.n_head, config.n_positions, config.vocab_size) == (
+        *shape,
+        1_024,
+        50_257,
+    )
     with torch.device("meta"):
         assert sum(p.numel() for p in build_model(source, None).parameters()) == parameters
 
@@ -52,7 +56,9 @@ def test_init_checkpoint_puts_weights_into_a_preset(small_world: tuple[Path, Pat
         build_model(find_model("tiny", 0.0, EOS, 50_257), str(small_world[0]))
 
 
-def test_missing_tensors_are_named_instead_of_starting_at_random(small_world: tuple[Path, Path], tmp_path: Path) -> None:
+def test_missing_tensors_are_named_instead_of_starting_at_random(
+    small_world: tuple[Path, Path], tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(small_world[0], tmp_path / "model")

@@ -180,8 +180,8 @@ def test_two_ranks_and_accumulation_give_the_loss_and_gradients_of_one_batch(
     accumulation: int,
 ) -> None:
     config = rank_tasks.write_deepspeed(tmp_path, stage, "fp32", gradient_clipping=0.0)
-    argv = ["--model", "tiny", "--train_input_file", str(shards), "--skip_eval", "--deepspeed_config", config, "--train_batch_size", "4",
-            "--gradient_accumulation_steps", str(accumulation)]  # fmt: skip
+    argv = ["--model", "tiny", "--train_input_file", str(shards), "--skip_eval", "--deepspeed_config", config,
+            "--train_batch_size", "4", "--gradient_accumulation_steps", str(accumulation)]  # fmt: skip
     (loss, gradients), (other_loss, _) = two_ranks.run(rank_tasks.loss_and_gradients, argv)
     assert loss == other_loss, "all ranks agree to the bit"
     assert loss == pytest.approx(expected[0], abs=1e-5)
@@ -240,7 +240,8 @@ def world_of(world: World) -> World:
 
 
 def test_sums_by_turn_are_those_of_each_turns_targets(shards: Path) -> None:
-    """Computed example by example from the model's full logits: the turn of a target is counted in its example, from 1."""
+    """Computed example by example from the model's full logits: the turn of a target is counted in its example, from
+    1."""
     stream, model = stream_of(shards), tiny_model()
     batch = stream.batch(START, 8)
     expected = torch.zeros(2, len(TURN_GROUPS))
@@ -248,10 +249,16 @@ def test_sums_by_turn_are_those_of_each_turns_targets(shards: Path) -> None:
         for segment, row in batch.rows:
             packing, content = segment.window.packing, segment.content()
             for example in packing.examples[packing.starts[row] : packing.starts[row + 1]]:
-                tokens = torch.tensor(content.tokens[content.starts[example] : content.starts[example + 1]].astype("int64"))
-                nll = functional.cross_entropy(model(input_ids=tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
+                tokens = torch.tensor(
+                    content.tokens[content.starts[example] : content.starts[example + 1]].astype("int64")
+                )
+                nll = functional.cross_entropy(
+                    model(input_ids=tokens[None]).logits[0, :-1], tokens[1:], reduction="none"
+                )
                 place = 0
-                for number, turn in enumerate(range(content.turn_starts[example], content.turn_starts[example + 1]), start=1):
+                for number, turn in enumerate(
+                    range(content.turn_starts[example], content.turn_starts[example + 1]), start=1
+                ):
                     length, weight = int(content.turn_lengths[turn]), float(content.turn_weights[turn])
                     if weight > 0:
                         losses = nll[place - 1 : place - 1 + length]
@@ -264,11 +271,22 @@ def test_sums_by_turn_are_those_of_each_turns_targets(shards: Path) -> None:
     torch.testing.assert_close(torch.stack(by_turn), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_two_ranks_give_the_losses_by_turn_of_one(two_ranks: RankPool, one_rank: RankPool, shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_give_the_losses_by_turn_of_one(
+    two_ranks: RankPool, one_rank: RankPool, shards: Path, tmp_path: Path
+) -> None:
     common = ["--model", "tiny", "--train_input_file", str(shards), "--skip_eval", "--lr_schedule", "None"]
-    common += ["--deepspeed_config", rank_tasks.write_deepspeed(tmp_path, 1, "fp32"), "--output_dir", str(tmp_path / "out")]
-    both = two_ranks.run(rank_tasks.turn_losses, [*common, "--train_batch_size", "4", "--gradient_accumulation_steps", "2"])
-    alone = one_rank.run(rank_tasks.turn_losses, [*common, "--train_batch_size", "8", "--gradient_accumulation_steps", "1"])[0]
+    common += [
+        "--deepspeed_config",
+        rank_tasks.write_deepspeed(tmp_path, 1, "fp32"),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    both = two_ranks.run(
+        rank_tasks.turn_losses, [*common, "--train_batch_size", "4", "--gradient_accumulation_steps", "2"]
+    )
+    alone = one_rank.run(
+        rank_tasks.turn_losses, [*common, "--train_batch_size", "8", "--gradient_accumulation_steps", "1"]
+    )[0]
     assert both[0] == both[1]
     assert set(alone) == set(TURN_GROUPS)
     assert both[0] == pytest.approx(alone, abs=1e-5)

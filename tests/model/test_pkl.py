@@ -23,14 +23,17 @@ def gpt2(**shape: Any) -> Any:
 
 
 def write_as_dialogpt(model: Any, path: Path, prefix: str = "module.", drop: str = "", zipped: bool = False) -> Path:
-    """Write a state dict as DialoGPT's are: fp16, PyTorch's format of 2019, the head under its old name, masks among the weights."""
+    """Write a state dict as DialoGPT's are: fp16, PyTorch's format of 2019, the head under its old name, masks among
+    the weights."""
     state = {}
     for name, tensor in model.state_dict().items():
         name = name.replace("lm_head.weight", "lm_head.decoder.weight")
         state[prefix + (name.removeprefix(drop) if drop else name)] = tensor.half()
     for layer in range(model.config.n_layer):
         mask = torch.tril(torch.ones(1, 1, 8, 8))
-        state[f"{prefix}{'transformer.'.removeprefix(drop) if drop else 'transformer.'}h.{layer}.attn.bias"] = mask.half()
+        state[f"{prefix}{'transformer.'.removeprefix(drop) if drop else 'transformer.'}h.{layer}.attn.bias"] = (
+            mask.half()
+        )
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     return path
 
@@ -98,7 +101,11 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path, by: str
     else:
         path.write_bytes(pickle.dumps(content))
     # torch knows a plain pickle by its protocol, which is none of its own, and does not get as far as the code.
-    words = "would run code that came with the file" if by == "torch" else "can't be read as a .pkl of PyTorch with tensors alone"
+    words = (
+        "would run code that came with the file"
+        if by == "torch"
+        else "can't be read as a .pkl of PyTorch with tensors alone"
+    )
     with pytest.raises(UserError, match=words):
         find_model(str(path), 0.0, EOS, 50_257)
     assert not proof.exists()
@@ -128,7 +135,8 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     state["module.transformer.h.0.ln_1.bias"] = torch.zeros(3)
     torch.save(state, path)
     with pytest.raises(
-        UserError, match=r"2 of the tensors .* wrong: transformer\.h\.1\.mlp\.c_fc\.weight is missing; .*ln_1\.bias is \(3,\)"
+        UserError,
+        match=r"2 of the tensors .* wrong: transformer\.h\.1\.mlp\.c_fc\.weight is missing; .*ln_1\.bias is \(3,\)",
     ):
         read_pkl(str(path), "--model")
     torch.save({"a": torch.zeros(1)}, path)

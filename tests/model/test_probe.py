@@ -47,7 +47,9 @@ def built(kind: str) -> Any:
         "gpt2": lambda: transformers.GPT2Config(vocab_size=257, n_layer=2, n_embd=32, n_head=2),
         "llama": lambda: transformers.LlamaConfig(**SHAPE),
         "qwen2": lambda: transformers.Qwen2Config(**SHAPE),
-        "gpt_neox": lambda: transformers.GPTNeoXConfig(**{k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}),
+        "gpt_neox": lambda: transformers.GPTNeoXConfig(
+            **{k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}
+        ),
         "bloom": lambda: transformers.BloomConfig(vocab_size=257, hidden_size=32, n_layer=2, n_head=2),
         "mamba": lambda: transformers.MambaConfig(vocab_size=257, hidden_size=32, num_hidden_layers=2, state_size=4),
     }[kind]()
@@ -101,14 +103,19 @@ def as_trained(kind: str, largest_logit: float, **shape: Any) -> Any:
 
 
 def leaking(model: Any, how: str) -> Any:
-    """Let the examples of a row see each other: by forgetting where they start, or by a mask that lets everything be seen."""
+    """Let the examples of a row see each other: by forgetting where they start, or by a mask that lets everything be
+    seen."""
     forward = model.forward
 
     def forgetful(input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **rest: Any) -> Any:
         return forward(input_ids=input_ids, **rest)
 
-    def unmasked(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, position_ids: Any = None, **rest: Any) -> Any:
-        return forward(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), position_ids=position_ids, **rest)
+    def unmasked(
+        input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, position_ids: Any = None, **rest: Any
+    ) -> Any:
+        return forward(
+            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), position_ids=position_ids, **rest
+        )
 
     model.forward = forgetful if how == "forgetful" else unmasked
     return model
@@ -169,8 +176,10 @@ def test_weights_that_are_not_finite_are_named_before_anything_else_is_said_of_t
     with pytest.raises(UserError) as caught:
         check_model(model, "mine", Wants(chunked_head=True))
     assert str(caught.value) == (
-        "weights of model 'mine' are not finite: model.layers.1.mlp.up_proj.weight (5 of 2,048 values), model.norm.weight (1 of 32 "
-        "values). Either the training that wrote them diverged, or their file is damaged: take an earlier checkpoint or a fresh copy of "
+        "weights of model 'mine' are not finite: model.layers.1.mlp.up_proj.weight (5 of 2,048 values), "
+        "model.norm.weight (1 of 32 "
+        "values). Either the training that wrote them diverged, or their file is damaged: take an earlier checkpoint "
+        "or a fresh copy of "
         "the model"
     )
     with torch.no_grad():
@@ -221,9 +230,9 @@ def test_a_llama_trains_and_exports_like_a_gpt2(two_ranks: RankPool, small_world
     shape = SHAPE | {"num_key_value_heads": 1, "max_position_embeddings": 128}
     LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=256, eos_token_id=256)).save_pretrained(tmp_path / "llama")
     AutoTokenizer.from_pretrained(small_world[0]).save_pretrained(tmp_path / "llama")
-    argv = ["--model", str(tmp_path / "llama"), "--train_input_file", str(small_world[1] / "train"), "--eval_input_file",
-            str(small_world[1] / "validation"), "--num_optim_steps", "12", "--valid_step", "6", "--learning_rate", "3e-3",
-            "--lr_schedule", "None", "--output_dir", str(tmp_path / "out"),
+    argv = ["--model", str(tmp_path / "llama"), "--train_input_file", str(small_world[1] / "train"),
+            "--eval_input_file", str(small_world[1] / "validation"), "--num_optim_steps", "12", "--valid_step", "6",
+            "--learning_rate", "3e-3", "--lr_schedule", "None", "--output_dir", str(tmp_path / "out"),
             "--deepspeed_config", rank_tasks.write_deepspeed(tmp_path, 3, "fp32")]  # fmt: skip
     assert [end["code"] for end in two_ranks.run(whole_run, argv)] == [0, 0]
     losses = losses_of(tmp_path / "out")
@@ -248,7 +257,15 @@ def train(folder: Path, endpoint: str, *options: str) -> subprocess.CompletedPro
 
 
 def test_a_hub_id_is_fetched_and_trained(hub: HubServer, small_world: SmallWorld, tmp_path: Path) -> None:
-    options = ["--model", "someone/small", "--train_input_file", str(small_world[1] / "train"), "--skip_eval", "--fp16", "False"]
+    options = [
+        "--model",
+        "someone/small",
+        "--train_input_file",
+        str(small_world[1] / "train"),
+        "--skip_eval",
+        "--fp16",
+        "False",
+    ]
     done = train(tmp_path, hub.url, *options, "--num_optim_steps", "2", "--output_dir", str(tmp_path / "out"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
@@ -260,7 +277,10 @@ def test_a_hub_id_that_is_not_there_or_a_hub_that_is_not_is_one_clear_message(
     options = ["--train_input_file", str(small_world[1] / "train"), "--skip_eval", "--fp16", "False"]
     missing = train(tmp_path, hub.url, "--model", "someone/else", *options)
     unreachable = train(tmp_path, "http://127.0.0.1:9", "--model", "someone/small", *options)
-    for done, words in ((missing, "--model 'someone/else' could not be loaded from the hub"), (unreachable, "can't be reached")):
+    for done, words in (
+        (missing, "--model 'someone/else' could not be loaded from the hub"),
+        (unreachable, "can't be reached"),
+    ):
         assert done.returncode == 2
         assert words in done.stderr
         assert "Traceback" not in done.stderr

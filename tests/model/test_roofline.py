@@ -1,4 +1,5 @@
-"""The cost model: what a micro-batch does on a GPU is counted without one, stays within budgets, and is near to published figures."""
+"""The cost model: what a micro-batch does on a GPU is counted without one, stays within budgets, and is near to
+published figures."""
 
 import functools
 from collections import Counter
@@ -27,7 +28,9 @@ EXAMPLE, TARGETS = 41, 0.6
 
 
 @functools.cache
-def traced(model: str, rows: int, isolation: Isolation = "varlen", chunked: bool = False, checkpointed: bool = False) -> Trace:
+def traced(
+    model: str, rows: int, isolation: Isolation = "varlen", chunked: bool = False, checkpointed: bool = False
+) -> Trace:
     loss = planned_loss(preset_config(model), torch.bfloat16, Planned(GPU, isolation), chunked, checkpointed)
     return trace(loss, Workload.of_equal_examples(rows, 512, EXAMPLE, TARGETS))
 
@@ -63,8 +66,9 @@ def test_the_budget_of_117m_in_kernels_and_bytes() -> None:
 
 
 def test_only_what_a_layer_needs_is_kept_for_its_backward_pass() -> None:
-    """16 numbers of a token for each of its width: what goes into two norms (2) and comes out (2), queries, keys and values (3), what
-    attention gives (1), what goes into the activation and comes out (8). Beside them two statistics of a norm, and attention's."""
+    """16 numbers of a token for each of its width: what goes into two norms (2) and comes out (2), queries, keys and
+    values (3), what attention gives (1), what goes into the activation and comes out (8). Beside them two statistics of
+    a norm, and attention's."""
     found = traced("762M", 5)
     of_layers = sum(found.kept.values()) - found.workload.num_targets * (VOCABULARY + 47) * 2
     assert 16 * 36 * 2_560 * 1_280 * 2 < of_layers <= 16.2 * 36 * 2_560 * 1_280 * 2
@@ -81,7 +85,12 @@ def test_a_chunked_head_keeps_no_logits_and_checkpoints_keep_inputs_of_layers() 
 
 @pytest.mark.parametrize(
     ("model", "rows", "gpu", "at_least"),
-    [("117M", 20, "A100-40", 200_000), ("117M", 20, "H100", 480_000), ("345M", 10, "H100", 195_000), ("762M", 5, "H100", 98_000)],
+    [
+        ("117M", 20, "A100-40", 200_000),
+        ("117M", 20, "H100", 480_000),
+        ("345M", 10, "H100", 195_000),
+        ("762M", 5, "H100", 98_000),
+    ],
 )
 def test_the_aims_are_met_as_far_as_the_model_knows(model: str, rows: int, gpu: str, at_least: int) -> None:
     cost = cost_of(traced(model, rows), gpu_of(gpu), VOCABULARY)
@@ -117,7 +126,8 @@ def test_the_bytes_kept_on_meta_are_those_of_a_real_run(dtype: torch.dtype, opti
     planned = Planned(CPU, isolation_of(GPT2LMHeadModel(config)))
     on_meta = trace(planned_loss(config, dtype, planned, option == "chunked", option == "checkpointed"), workload)
     if dtype == torch.bfloat16:
-        # Two statistics of each token and norm, which a CPU keeps in bf16; a GPU, and meta, in fp32. Recomputed ones are not kept.
+        # Two statistics of each token and norm, which a CPU keeps in bf16; a GPU, and meta, in fp32. Recomputed ones
+        # are not kept.
         statistics = 2 * 4 * 32 * (1 if option == "checkpointed" else 2 * 3 + 1)
         measured.by_dtype[torch.bfloat16] -= 2 * statistics
         measured.by_dtype[torch.float32] += 4 * statistics
@@ -150,14 +160,23 @@ def test_memory_is_free_again_after_a_micro_batch_and_its_peak_is_more_than_what
 
 
 def test_operations_are_those_of_the_weights() -> None:
-    """6 for each weight of a matrix and token: 12 * layers * width^2 in the body, the head's with its padding at targets alone."""
+    """6 for each weight of a matrix and token: 12 * layers * width^2 in the body, the head's with its padding at
+    targets alone."""
     found = traced("117M", 20)
     by_category: Counter[str] = Counter()
     for call in found.calls:
         by_category[category_of(call, VOCABULARY)] += int(call.operations)
     assert by_category["body GEMM"] == 6 * 10_240 * 12 * 12 * 768**2
     assert by_category["head GEMM"] == 6 * 6_144 * 768 * (VOCABULARY + 47)
-    assert set(by_category) == {"body GEMM", "head GEMM", "attention", "head elementwise", "activation", "norms", "rest"}
+    assert set(by_category) == {
+        "body GEMM",
+        "head GEMM",
+        "attention",
+        "head elementwise",
+        "activation",
+        "norms",
+        "rest",
+    }
 
 
 def test_attention_costs_the_tiles_of_its_examples() -> None:
@@ -171,7 +190,10 @@ def test_attention_costs_the_tiles_of_its_examples() -> None:
     short, whole = traced("117M", 20), dense("117M", True)
     masked = cost_of(traced("117M", 20, "mask"), a100, VOCABULARY).by_category["attention"]
     assert cost_of(short, a100, VOCABULARY).by_category["attention"] < masked / 3
-    assert cost_of(whole, a100, VOCABULARY).by_category["attention"] > cost_of(short, a100, VOCABULARY).by_category["attention"]
+    assert (
+        cost_of(whole, a100, VOCABULARY).by_category["attention"]
+        > cost_of(short, a100, VOCABULARY).by_category["attention"]
+    )
 
 
 def test_an_unpadded_head_is_slower() -> None:
@@ -208,11 +230,16 @@ def test_fp32_is_counted_with_its_own_peak() -> None:
     half = traced("117M", 20, "mask")
     assert 1.9 < sum(single.kept.values()) / sum(half.kept.values()) <= 2.0
     a100 = gpu_of("A100-40")
-    slower = cost_of(single, a100, VOCABULARY).by_category["body GEMM"] / cost_of(half, a100, VOCABULARY).by_category["body GEMM"]
+    slower = (
+        cost_of(single, a100, VOCABULARY).by_category["body GEMM"]
+        / cost_of(half, a100, VOCABULARY).by_category["body GEMM"]
+    )
     assert slower == pytest.approx(312 * 0.65 / (19.5 * 0.8), rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["A100-40", "a100 40", "A100_40GB", "nvidia a100-40gb", "RTX 3090", "rtx-3090", "RTX4090", "h100"])
+@pytest.mark.parametrize(
+    "name", ["A100-40", "a100 40", "A100_40GB", "nvidia a100-40gb", "RTX 3090", "rtx-3090", "RTX4090", "h100"]
+)
 def test_gpus_are_found_in_any_spelling(name: str) -> None:
     assert (
         gpu_of(name).name.replace("-", "").replace(" ", "").lower()

@@ -1,4 +1,5 @@
-"""Runs over two hosts: the losses of one host, and an end in bounded time when a host or the network between them is lost."""
+"""Runs over two hosts: the losses of one host, and an end in bounded time when a host or the network between them is
+lost."""
 
 import json
 import os
@@ -45,7 +46,8 @@ class Case:
     def __init__(self, small_world: SmallWorld, folder: Path, stage: int, precision: str = "bf16") -> None:
         self.model, self.shards = small_world
         self.steps = STEPS[precision]
-        # From 2**19 the first updates overflow and are left out; stage 3 would keep weights this small gathered on all ranks.
+        # From 2**19 the first updates overflow and are left out; stage 3 would keep weights this small gathered on all
+        # ranks.
         fp16 = {"initial_scale_power": 19, "hysteresis": 1} if precision == "fp16" else {}
         zero = {"stage": stage, "reduce_bucket_size": 1_000_000, "allgather_bucket_size": 1_000_000}
         if stage == 3:
@@ -56,9 +58,9 @@ class Case:
     def argv(self, output: Path, *more: str) -> list[str]:
         return [
             "--model", str(self.model), "--train_input_file", str(self.shards / "train"),
-            "--eval_input_file", str(self.shards / "validation"), "--deepspeed_config", self.config, "--output_dir", str(output),
-            "--num_optim_steps", str(self.steps), "--valid_step", str(self.steps), "--save_step", "10", "--lr_schedule", "None",
-            "--learning_rate", "1e-3", "--contact_timeout", str(CONTACT_SECONDS), *more,
+            "--eval_input_file", str(self.shards / "validation"), "--deepspeed_config", self.config, "--output_dir",
+            str(output), "--num_optim_steps", str(self.steps), "--valid_step", str(self.steps), "--save_step", "10",
+            "--lr_schedule", "None", "--learning_rate", "1e-3", "--contact_timeout", str(CONTACT_SECONDS), *more,
         ]  # fmt: skip
 
 
@@ -67,7 +69,8 @@ Reference = Callable[[int, str], Path]
 
 @pytest.fixture(scope="session")
 def one_host(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """Give the output folder of a run of two processes on one host that nothing happens to, by stage and precision; run once."""
+    """Give the output folder of a run of two processes on one host that nothing happens to, by stage and precision; run
+    once."""
     found: dict[tuple[int, str], Path] = {}
 
     def output_of(stage: int, precision: str) -> Path:
@@ -118,7 +121,8 @@ def check_resumes_on_both(hosts: TwoHosts, case: Case, output: Path, expected: l
 
 
 def end_of(hosts: TwoHosts, launched: Launched, timeout: float) -> tuple[int, float]:
-    """Wait for the end of everything on both hosts; returns the launcher's exit code and how many seconds all of it took."""
+    """Wait for the end of everything on both hosts; returns the launcher's exit code and how many seconds all of it
+    took."""
     started = time.monotonic()
     code = launched.wait(timeout)
     hosts.wait_until_quiet(timeout)
@@ -164,7 +168,9 @@ def test_a_host_whose_ranks_are_killed_ends_the_run(
         code, seconds = end_of(hosts, launched, timeout=30)
         assert code != 0, launched.output
         other = 1 - victim
-        (said,) = re.findall(rf"^{NAMES[other]}: .*run failed: rank {other}.* has lost .*", launched.output, re.MULTILINE)
+        (said,) = re.findall(
+            rf"^{NAMES[other]}: .*run failed: rank {other}.* has lost .*", launched.output, re.MULTILINE
+        )
         assert NAMES[victim] in said or ADDRESSES[victim] in said, said
         assert "Traceback" not in launched.output
     step = check_last_checkpoint(output)
@@ -188,11 +194,15 @@ def test_a_link_that_is_cut_ends_the_run_on_both_sides(
         code, _ = end_of(hosts, launched, timeout=60)
         seconds = time.monotonic() - started
     assert code != 0
-    assert f"run failed: rank 0 on {NAMES[0]} has lost {NAMES[1]} (rank 1): no answer for {CONTACT_SECONDS} s" in launched.output
+    assert (
+        f"run failed: rank 0 on {NAMES[0]} has lost {NAMES[1]} (rank 1): no answer for {CONTACT_SECONDS} s"
+        in launched.output
+    )
     step = check_last_checkpoint(output)
     record(
         f"{NAMES[1]} cut off the network (--contact_timeout {CONTACT_SECONDS})",
-        f"ended there in {alone:.1f} s, everywhere in {seconds:.1f} s, exit code {code}, checkpoint of step {step} whole",
+        f"ended there in {alone:.1f} s, everywhere in {seconds:.1f} s, exit code {code}, checkpoint of step {step} "
+        f"whole",
     )
     hosts.join()
     expected = losses_of(one_host(1, "bf16"))
@@ -203,7 +213,13 @@ def test_a_link_that_is_cut_ends_the_run_on_both_sides(
 
 @pytest.mark.parametrize(("how", "expected"), [("STOP file", 0), ("SIGUSR1", 75), ("SIGINT", 1)])
 def test_a_stop_of_both_hosts(
-    hosts: TwoHosts, small_world: SmallWorld, one_host: Reference, tmp_path: Path, how: str, expected: int, record: Record
+    hosts: TwoHosts,
+    small_world: SmallWorld,
+    one_host: Reference,
+    tmp_path: Path,
+    how: str,
+    expected: int,
+    record: Record,
 ) -> None:
     """A STOP file, a signal to a rank, Ctrl-C; the launcher makes any end of its own after Ctrl-C 1."""
     case, output = Case(small_world, tmp_path, 2), tmp_path / "out"
@@ -219,7 +235,10 @@ def test_a_stop_of_both_hosts(
         if how != "SIGINT":  # then ssh is gone before the ranks have saved
             assert f"{NAMES[0]}: stopped by {how}: step {steps_done(output)} of 100,000 is saved" in launched.output
     step = check_last_checkpoint(output)
-    record(f"stopped by {how}", f"all ended in {seconds:.1f} s, exit code {code}, step {steps_done(output)} done, {step} saved")
+    record(
+        f"stopped by {how}",
+        f"all ended in {seconds:.1f} s, exit code {code}, step {steps_done(output)} done, {step} saved",
+    )
     assert code == expected, launched.output
     assert step == steps_done(output)
     if how == "SIGINT":
@@ -229,7 +248,8 @@ def test_a_stop_of_both_hosts(
 def test_a_launcher_that_is_killed_leaves_nobody_training(
     hosts: TwoHosts, small_world: SmallWorld, tmp_path: Path, record: Record
 ) -> None:
-    """As when the machine goes down on which the run was started: its ssh sessions end without a word to what they had started."""
+    """As when the machine goes down on which the run was started: its ssh sessions end without a word to what they had
+    started."""
     case, output = Case(small_world, tmp_path, 1), tmp_path / "out"
     with hosts.first.launch(over_both() + case.argv(output, *ENDLESS), tmp_path / "log") as launched:
         launched.wait_until(lambda: steps_done(output) >= 15)
@@ -237,7 +257,10 @@ def test_a_launcher_that_is_killed_leaves_nobody_training(
             process.kill()
         _, seconds = end_of(hosts, launched, timeout=40)
     step = check_last_checkpoint(output)
-    record("kill -9 of deepspeed, pdsh and ssh", f"all ended in {seconds:.1f} s, step {steps_done(output)} done, {step} saved")
+    record(
+        "kill -9 of deepspeed, pdsh and ssh",
+        f"all ended in {seconds:.1f} s, step {steps_done(output)} done, {step} saved",
+    )
     assert step == steps_done(output)
 
 
@@ -254,14 +277,19 @@ def test_a_host_that_is_not_there(hosts: TwoHosts, small_world: SmallWorld, tmp_
     command = over_both(hostfile=str(hostfile)) + case.argv(tmp_path / "out")
     with hosts.first.launch(command, tmp_path / "log", {"DS_ENV_FILE": str(variables)}) as launched:
         code, seconds = end_of(hosts, launched, timeout=150)
-    record("a name in the host file that is not there (DEEPSPEED_TIMEOUT=1)", f"all ended in {seconds:.1f} s, exit code {code}")
+    record(
+        "a name in the host file that is not there (DEEPSPEED_TIMEOUT=1)",
+        f"all ended in {seconds:.1f} s, exit code {code}",
+    )
     assert code != 0
     assert "Could not resolve hostname worker-7" in launched.output
     assert f"rank 0 on {NAMES[0]} waits at {ADDRESSES[0]}:29500 for the other processes, 2 in all" in launched.output
     assert f"run failed: rank 0 on {NAMES[0]} has waited" in launched.output
 
 
-def test_a_mistake_on_the_command_line(hosts: TwoHosts, small_world: SmallWorld, tmp_path: Path, record: Record) -> None:
+def test_a_mistake_on_the_command_line(
+    hosts: TwoHosts, small_world: SmallWorld, tmp_path: Path, record: Record
+) -> None:
     case = Case(small_world, tmp_path, 1)
     command = over_both() + case.argv(tmp_path / "out", "--expect_world_size", "16")
     with hosts.first.launch(command, tmp_path / "log") as launched:
@@ -273,13 +301,28 @@ def test_a_mistake_on_the_command_line(hosts: TwoHosts, small_world: SmallWorld,
 
 def by_hand(number: int) -> list[str]:
     """Return the command for one of the hosts, started without ssh."""
-    command = [str(BIN / "deepspeed"), "--hostfile", HOSTFILE, "--num_gpus", "1", "--no_ssh", "--node_rank", str(number)]
+    command = [
+        str(BIN / "deepspeed"),
+        "--hostfile",
+        HOSTFILE,
+        "--num_gpus",
+        "1",
+        "--no_ssh",
+        "--node_rank",
+        str(number),
+    ]
     return [*command, "--master_addr", ADDRESSES[0], TRAIN]
 
 
 @pytest.mark.parametrize(("how", "expected"), [("the end", 0), ("SIGTERM", 75), ("a mistake", 2)])
 def test_a_launcher_on_each_host(
-    hosts: TwoHosts, small_world: SmallWorld, one_host: Reference, tmp_path: Path, how: str, expected: int, record: Record
+    hosts: TwoHosts,
+    small_world: SmallWorld,
+    one_host: Reference,
+    tmp_path: Path,
+    how: str,
+    expected: int,
+    record: Record,
 ) -> None:
     """As in a cluster of containers, where something else starts the same command everywhere."""
     case, output = Case(small_world, tmp_path, 1), tmp_path / "out"

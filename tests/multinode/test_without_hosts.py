@@ -1,4 +1,5 @@
-"""The example of a host file, and the reasons for which a machine can't be two hosts: what needs neither root nor sshd."""
+"""The example of a host file, and the reasons for which a machine can't be two hosts: what needs neither root nor
+sshd."""
 
 import os
 from pathlib import Path

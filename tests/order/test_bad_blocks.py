@@ -14,7 +14,16 @@ from dialogpt_ds.order.position import Position, SkippedBlock
 from dialogpt_ds.order.windows import BadBlocksError
 from dialogpt_ds.shards.reader import ShardDirectory
 from tests.helpers.damage import damage_member
-from tests.helpers.streams import contents, directory_of, epoch_rows, examples_in, first_rows, ids_of_block, key_of, mixture_of
+from tests.helpers.streams import (
+    contents,
+    directory_of,
+    epoch_rows,
+    examples_in,
+    first_rows,
+    ids_of_block,
+    key_of,
+    mixture_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +48,25 @@ def test_a_block_skipped_before_its_window_is_as_if_it_had_never_been_there(dire
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 200), st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True), st.booleans(), st.integers(1, 7))
+@given(
+    st.integers(0, 200),
+    st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True),
+    st.booleans(),
+    st.integers(1, 7),
+)
 def test_blocks_skipped_at_any_row_leave_all_other_examples_in_their_place(
     directory: ShardDirectory, row: int, which: list[int], packed: bool, batch_rows: int
 ) -> None:
-    """From any row on, blocks of the window that the row lies in are lost: what else is in an epoch comes exactly once."""
+    """From any row on, blocks of the window that the row lies in are lost: what else is in an epoch comes exactly
+    once."""
     key = key_of([directory], packed=packed)
     whole = epoch_rows(mixture_of([directory], key))
     row %= len(whole)
-    here = mixture_of([directory], key).batch(MixturePosition.start(), row).position_after if row else MixturePosition.start()
+    here = (
+        mixture_of([directory], key).batch(MixturePosition.start(), row).position_after
+        if row
+        else MixturePosition.start()
+    )
     since = here.sources[0]
     segment = mixture_of([directory], key).batch(here, 1).rows.segments[0]
     blocks = sorted({int(segment.window.blocks[i % len(segment.window.blocks)]) for i in which})
@@ -59,7 +78,11 @@ def test_blocks_skipped_at_any_row_leave_all_other_examples_in_their_place(
     rows, place = [], position
     while place.sources[0].epoch == 0:
         batch = mixture_of([directory], key, place.skipped).batch(place, batch_rows)  # resumed at every step
-        rows += [tokens for tokens, (segment_of, _) in zip(contents(batch), batch.rows, strict=True) if segment_of.plan.epoch == 0]
+        rows += [
+            tokens
+            for tokens, (segment_of, _) in zip(contents(batch), batch.rows, strict=True)
+            if segment_of.plan.epoch == 0
+        ]
         place = batch.position_after
     before, after = Counter(examples_in(whole[:row])), examples_in(rows)
     assert not lost & set(after), "nothing of a lost block is trained on any more"
@@ -68,11 +91,15 @@ def test_blocks_skipped_at_any_row_leave_all_other_examples_in_their_place(
     emptied = any(set(examples_in([tokens])) <= lost for tokens in rest_of_window)
     for example in set(range(1, 301)) - lost:
         seen = before[example] + after[example]
-        assert seen == 1 or (emptied and seen > 1), "no other example is lost, and none is repeated but in place of an emptied row"
+        assert seen == 1 or (emptied and seen > 1), (
+            "no other example is lost, and none is repeated but in place of an emptied row"
+        )
     assert rows == first_rows(mixture_of([directory], key, skipped), len(rows), position), "whatever the batches"
 
 
-def test_rows_that_lose_all_their_examples_are_replaced_so_that_the_window_keeps_its_length(directory: ShardDirectory) -> None:
+def test_rows_that_lose_all_their_examples_are_replaced_so_that_the_window_keeps_its_length(
+    directory: ShardDirectory,
+) -> None:
     """Without packing every row of a lost block is empty; another row of the window takes its place."""
     key = key_of([directory], packed=False)
     plan = mixture_of([directory], key).streams[0]._epoch(0)
@@ -97,7 +124,9 @@ def test_a_window_without_any_block_left_is_passed_over(directory: ShardDirector
         epoch_rows(mixture_of([directory], skipped=everything))
 
 
-@pytest.mark.parametrize(("member", "shape_lost"), [("tokens.npy", False), ("turn_lengths.npy", True), ("turn_weights.npy", True)])
+@pytest.mark.parametrize(
+    ("member", "shape_lost"), [("tokens.npy", False), ("turn_lengths.npy", True), ("turn_weights.npy", True)]
+)
 def test_damage_is_reported_with_file_member_offset_and_checksums(
     directory: ShardDirectory, tmp_path: Path, member: str, shape_lost: bool
 ) -> None:
@@ -124,7 +153,9 @@ def test_all_unreadable_blocks_of_a_window_are_reported_at_once(directory: Shard
 
 
 @pytest.mark.parametrize("what", ["vanished", "truncated"])
-def test_a_shard_that_goes_away_or_shrinks_under_an_open_run(directory: ShardDirectory, tmp_path: Path, what: str) -> None:
+def test_a_shard_that_goes_away_or_shrinks_under_an_open_run(
+    directory: ShardDirectory, tmp_path: Path, what: str
+) -> None:
     """Reading beyond the end of a mapped file would kill the process; its size is looked at first."""
     copy = copy_of(directory, tmp_path / "copy")
     stream = mixture_of([copy])
@@ -136,7 +167,10 @@ def test_a_shard_that_goes_away_or_shrinks_under_an_open_run(directory: ShardDir
     else:
         with open(shard, "r+b") as file:
             file.truncate(512)
-        message = f"shard {shard}, block \\d+ can't be opened: it has 512 bytes, expected {copy.manifest.shardlist[1].filesize:,}"
+        message = (
+            f"shard {shard}, block \\d+ can't be opened: it has 512 bytes, expected "
+            f"{copy.manifest.shardlist[1].filesize:,}"
+        )
     with pytest.raises(BadBlocksError, match=message) as caught:
         epoch_rows(stream, epochs=2)
     assert all(copy.index.shard[bad.block] == 1 for bad in caught.value.blocks)

@@ -58,7 +58,9 @@ def test_each_source_of_a_mixture_is_the_stream_it_is_alone(sources: list[ShardD
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.lists(st.integers(1, 40), min_size=1, max_size=5))
-def test_a_mixture_is_resumed_anywhere(sources: list[ShardDirectory], weights: tuple[int, int], sizes: list[int]) -> None:
+def test_a_mixture_is_resumed_anywhere(
+    sources: list[ShardDirectory], weights: tuple[int, int], sizes: list[int]
+) -> None:
     key = key_of(sources, weights)
     position, rows = MixturePosition.start(2), []
     for size in sizes:

@@ -39,7 +39,9 @@ def test_packing_is_first_fit_decreasing(lengths: list[int], row_length: int) ->
     rows = rows_of(lengths, row_length)
     assert sorted(e for row in rows for e in row) == list(range(len(lengths)))
     expected = first_fit_decreasing(lengths, row_length)
-    assert sorted(sorted(lengths[e] for e in row) for row in rows) == sorted(sorted(lengths[e] for e in row) for row in expected)
+    assert sorted(sorted(lengths[e] for e in row) for row in rows) == sorted(
+        sorted(lengths[e] for e in row) for row in expected
+    )
 
 
 @settings(max_examples=200, deadline=None)

@@ -9,7 +9,10 @@ from tests.helpers.streams import EOS, contents, directory_of, key_of, mixture_o
 
 
 def test_every_example_of_every_row_is_found_where_it_is_said_to_lie(tmp_path: Path) -> None:
-    directories = [directory_of(tmp_path / "a", 90, 7, 4_000), directory_of(tmp_path / "b", 60, 9, 4_000, first_id=1_000)]
+    directories = [
+        directory_of(tmp_path / "a", 90, 7, 4_000),
+        directory_of(tmp_path / "b", 60, 9, 4_000, first_id=1_000),
+    ]
     stream = mixture_of(directories, key_of(directories, (2, 1)))
     batch = stream.batch(MixturePosition.start(2), 30)
     by_name = {directory.name: directory for directory in directories}
@@ -27,7 +30,10 @@ def _tokens(directory: ShardDirectory, place: Place) -> list[int]:
 
 
 def test_a_list_of_places_is_grouped_by_shard_and_bounded() -> None:
-    places = [Place("data/", "shard-000001.tar", 12, number) for number in range(10)] + [Place("data", "shard-000000.tar", 3, 4)]
+    places = [Place("data/", "shard-000001.tar", 12, number) for number in range(10)] + [
+        Place("data", "shard-000000.tar", 3, 4)
+    ]
     assert listed(places) == (
-        "data/shard-000001.tar examples 12:0 12:1 12:2 12:3 12:4 12:5 12:6 12:7 and 2 more; data/shard-000000.tar examples 3:4"
+        "data/shard-000001.tar examples 12:0 12:1 12:2 12:3 12:4 12:5 12:6 12:7 and 2 more; data/shard-000000.tar "
+        "examples 3:4"
     )

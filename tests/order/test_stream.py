@@ -14,7 +14,17 @@ from dialogpt_ds.order.position import OrderKey, Position
 from dialogpt_ds.order.windows import epoch_blocks
 from dialogpt_ds.shards.manifest import Index
 from dialogpt_ds.shards.reader import ShardDirectory
-from tests.helpers.streams import EOS, ROW, contents, directory_of, epoch_rows, examples_in, first_rows, key_of, mixture_of
+from tests.helpers.streams import (
+    EOS,
+    ROW,
+    contents,
+    directory_of,
+    epoch_rows,
+    examples_in,
+    first_rows,
+    key_of,
+    mixture_of,
+)
 
 START = MixturePosition.start()
 
@@ -57,7 +67,8 @@ def test_every_example_is_in_an_epoch_exactly_once(
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 50), st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**31),
-    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)), min_size=1,
+             max_size=4),
 )  # fmt: skip
 def test_whatever_the_stops_and_sizes_the_ranks_together_see_one_stream(
     tmp_path_factory: pytest.TempPathFactory,
@@ -67,7 +78,8 @@ def test_whatever_the_stops_and_sizes_the_ranks_together_see_one_stream(
     seed: int,
     stages: list[tuple[int, int, int, int]],
 ) -> None:
-    """Each stage is a run of (world size, accumulation, micro-batch rows, steps) that goes on from the state of the one before."""
+    """Each stage is a run of (world size, accumulation, micro-batch rows, steps) that goes on from the state of the one
+    before."""
     directory = directory_of(tmp_path_factory.mktemp("any"), count, per_block, 8_000, seed)
     key = key_of([directory], seed=seed, window=window)
     position, rows = START, []
@@ -165,7 +177,8 @@ def test_labels_follow_their_places_and_positions_restart_with_each_example(dire
     assert (flat[micro.target_places[real] + 1] == micro.labels[real]).all()
     assert (positions[micro.target_places[real] + 1] == positions[micro.target_places[real]] + 1).all(), "same example"
     assert len(micro.labels) % 128 == 0
-    # Three turns to an example, each ending with EOS: the turn number goes up by one behind each EOS inside of an example.
+    # Three turns to an example, each ending with EOS: the turn number goes up by one behind each EOS inside of an
+    # example.
     turns = micro.turn_ids.ravel()
     inside = np.flatnonzero(positions[1:] > 0)
     text = inside[(flat[inside] != EOS) | (flat[inside + 1] != EOS)]  # not in the padding, which is EOS after EOS

@@ -144,7 +144,9 @@ def test_a_last_line_that_a_crash_cut_short_is_left_out_and_said(tmp_path, capsy
     assert f"note: {run / 'metrics.jsonl'}:4: " in printed.err
 
 
-@pytest.mark.parametrize("broken", ['{"step": 2, "lo', "[1]", '{"loss": 1.0}', '{"step": 1.5}', '{"step": NaN}', "\udcff"])
+@pytest.mark.parametrize(
+    "broken", ['{"step": 2, "lo', "[1]", '{"loss": 1.0}', '{"step": 1.5}', '{"step": NaN}', "\udcff"]
+)
 def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path, capsys, broken):
     place = tmp_path / "metrics.jsonl"
     place.write_bytes(b'{"step": 1}\n\n' + broken.encode("utf-8", "surrogateescape") + b'\n{"step": 3}\n')

@@ -38,7 +38,9 @@ def check_balance(report: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("limit", [32, 64, 128])
-@pytest.mark.parametrize("options", [{}, {"two_turn": True}, {"reverse": True}, {"targets": "all"}, {"validation_fraction": 0.2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"two_turn": True}, {"reverse": True}, {"targets": "all"}, {"validation_fraction": 0.2}]
+)
 def test_the_balance_closes_on_real_conversations_with_every_option(
     reddit: Path, tmp_path: Path, limit: int, options: dict[str, Any]
 ) -> None:
@@ -51,16 +53,25 @@ def test_the_balance_closes_on_real_conversations_with_every_option(
 
 def test_what_is_left_out_is_counted_by_its_rule_and_duplicates_once(reddit: Path, tmp_path: Path) -> None:
     copy = tmp_path / "again.tsv"
-    copy.write_bytes(reddit.read_bytes() + b"1.0 new\t1.0 one\n" + b"1.0 [x]\t1.0 y\n1.0 a\t1.0 see https://x.org\n" * 2)
+    copy.write_bytes(
+        reddit.read_bytes() + b"1.0 new\t1.0 one\n" + b"1.0 [x]\t1.0 y\n1.0 a\t1.0 see https://x.org\n" * 2
+    )
     whole = make(tmp_path / "whole", reddit)
     report = make(
-        tmp_path / "out", reddit, copy, dedupe=True, filter=["urls", "markup", "repeated_words", "long_words"], max_turns=4
+        tmp_path / "out",
+        reddit,
+        copy,
+        dedupe=True,
+        filter=["urls", "markup", "repeated_words", "long_words"],
+        max_turns=4,
     )
     check_balance(report)
     assert report["conversations"] == 2_005
     assert (report["filtered"]["urls"], report["filtered"]["markup"]) == (2, 2)
     assert {"repeated_words", "max_turns"} <= set(report["filtered"])
-    single = make(tmp_path / "single", reddit, dedupe=True, filter=["urls", "markup", "repeated_words", "long_words"], max_turns=4)
+    single = make(
+        tmp_path / "single", reddit, dedupe=True, filter=["urls", "markup", "repeated_words", "long_words"], max_turns=4
+    )
     assert report["examples"] == single["examples"] + 1
     del report["filtered"]["urls"], report["filtered"]["markup"]
     assert report["filtered"] == {rule: 2 * count for rule, count in single["filtered"].items()}
@@ -85,7 +96,9 @@ def test_duplicates_fall_on_one_side_of_the_split(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers(0, 30), max_size=40), max_size=6))
 def test_duplicates_are_what_came_before(tmp_path: Path, arrays: list[list[int]]) -> None:
-    digests = [np.array([[value * 7 % BUCKETS, value] for value in array], np.uint64).reshape(-1, 2) for array in arrays]
+    digests = [
+        np.array([[value * 7 % BUCKETS, value] for value in array], np.uint64).reshape(-1, 2) for array in arrays
+    ]
     found = [twice.tolist() for twice in duplicates(digests, tmp_path)]
     seen: set[int] = set()
     expected = []
@@ -147,7 +160,13 @@ FUZZED = st.one_of(
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    FUZZED, st.sampled_from(("auto", *FORMATS)), st.integers(2, 40), st.booleans(), st.booleans(), st.booleans(), st.integers(1, 40)
+    FUZZED,
+    st.sampled_from(("auto", *FORMATS)),
+    st.integers(2, 40),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 40),
 )
 def test_whatever_is_in_a_file_the_balance_closes_and_nothing_is_a_traceback(
     tmp_path: Path,
@@ -166,8 +185,9 @@ def test_whatever_is_in_a_file_the_balance_closes_and_nothing_is_a_traceback(
     before, parts.PART_BYTES = parts.PART_BYTES, part_bytes
     try:
         report = make(
-            folder / "out", source, format=format_name, max_seq_length=limit, reverse=reverse, two_turn=two_turn, dedupe=dedupe,
-            tokenizer=bytes_tokenizer, persona="Ann" if content.startswith(b"name,line") and format_name in ("auto", "csv") else "",
+            folder / "out", source, format=format_name, max_seq_length=limit, reverse=reverse, two_turn=two_turn,
+            dedupe=dedupe, tokenizer=bytes_tokenizer,
+            persona="Ann" if content.startswith(b"name,line") and format_name in ("auto", "csv") else "",
             filter=["urls", "markup"] if reverse else [],
         )  # fmt: skip
     except UserError:
@@ -179,11 +199,17 @@ def test_whatever_is_in_a_file_the_balance_closes_and_nothing_is_a_traceback(
         parts.PART_BYTES = before
     check_balance(report)
     rejects = folder / "out" / "rejects.jsonl"
-    lines = [json.loads(line) for line in rejects.read_text(encoding="utf-8").split("\n")[:-1]] if rejects.exists() else []
+    lines = (
+        [json.loads(line) for line in rejects.read_text(encoding="utf-8").split("\n")[:-1]] if rejects.exists() else []
+    )
     assert len(lines) == sum(report["rejects"].values())
     assert [reject["line"] for reject in lines] == sorted(reject["line"] for reject in lines)
     if format_name != "auto" and FORMATS[format_name].by_lines:
-        assert report["records"] == len(content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")) if content else True
+        assert (
+            report["records"] == len(content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n"))
+            if content
+            else True
+        )
 
 
 @pytest.mark.parametrize("part_bytes", [1, 7, 100, 10_000])

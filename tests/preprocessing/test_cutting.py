@@ -37,7 +37,9 @@ def cut_conversation(lengths: list[int], weights: list[float], limit: int) -> li
 
 
 def test_a_conversation_that_fits_is_one_example() -> None:
-    assert cut_conversation([3, 4, 5], [0, 0, 1], 12) == [[TurnSlice(0, 0, 3, 0), TurnSlice(1, 0, 4, 0), TurnSlice(2, 0, 5, 1)]]
+    assert cut_conversation([3, 4, 5], [0, 0, 1], 12) == [
+        [TurnSlice(0, 0, 3, 0), TurnSlice(1, 0, 4, 0), TurnSlice(2, 0, 5, 1)]
+    ]
 
 
 def test_new_turns_first_then_earlier_ones_as_context() -> None:
@@ -79,7 +81,9 @@ def test_every_target_is_learned_once_and_its_cut_is_known(turns: list[tuple[int
         assert sum(part.stop - part.start for part in example) <= limit
         assert example[0].weight == 0, "the first turn of an example is context only"
         assert example[-1].weight > 0, "an example ends with a target"
-        assert [part.turn for part in example] == list(range(example[0].turn, example[-1].turn + 1)), "no turn is left out"
+        assert [part.turn for part in example] == list(range(example[0].turn, example[-1].turn + 1)), (
+            "no turn is left out"
+        )
         assert all(part.stop == lengths[part.turn] for part in example[:-1]), "only the last turn may lose its end"
         assert all(part.start == 0 for part in example[1:]), "only the first turn may lose its beginning"
         for part in example:

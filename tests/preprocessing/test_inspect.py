@@ -97,16 +97,29 @@ def damage(folder: Path, kind: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "kind",
-    ["tokens.npy", "turn_lengths.npy", "turn_weights.npy", "turns_per_example.npy", "missing", "truncated", "header", "padding"],
+    [
+        "tokens.npy",
+        "turn_lengths.npy",
+        "turn_weights.npy",
+        "turns_per_example.npy",
+        "missing",
+        "truncated",
+        "header",
+        "padding",
+    ],
 )
-def test_damage_is_found_with_its_place_and_exit_code_1(folder: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_damage_is_found_with_its_place_and_exit_code_1(
+    folder: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     expected = damage(folder, kind)
     assert main([str(folder), "--verify"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("run failed: ")
     for fragment in expected:
         assert fragment in said, said
-    assert main([str(folder)]) == (1 if kind in ("missing", "truncated") else 0), "without --verify, what a file's size tells"
+    assert main([str(folder)]) == (1 if kind in ("missing", "truncated") else 0), (
+        "without --verify, what a file's size tells"
+    )
 
 
 def test_mistakes(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +133,13 @@ def test_mistakes(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_file_draws_histograms(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    command = [sys.executable, str(ROOT / "preprocess" / "inspect_shards.py"), str(folder), "--plot", str(tmp_path / "h.png")]
+    command = [
+        sys.executable,
+        str(ROOT / "preprocess" / "inspect_shards.py"),
+        str(folder),
+        "--plot",
+        str(tmp_path / "h.png"),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
@@ -139,8 +158,12 @@ def test_plain_webdataset_streams_the_shards_over_http(folder: Path) -> None:
         assert (sample["tokens.npy"] == directory.block(number).tokens).all()
 
 
-def test_a_copy_elsewhere_is_the_same_directory(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copy_elsewhere_is_the_same_directory(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     assert main([str(folder), str(tmp_path / "copy"), "--verify"]) == 0
-    prints = [line.split("fingerprint ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("folder")]
+    prints = [
+        line.split("fingerprint ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("folder")
+    ]
     assert len(set(prints)) == 1

@@ -22,7 +22,9 @@ def make(source: Path, output: Path, **options: object) -> list[str]:
 
 
 @pytest.mark.parametrize(("limit", "cut", "turns_cut"), [(128, 0, 0), (64, 1, 1), (32, 424, 83)])
-def test_the_balance_closes_on_real_conversations(reddit: Path, tmp_path: Path, limit: int, cut: int, turns_cut: int) -> None:
+def test_the_balance_closes_on_real_conversations(
+    reddit: Path, tmp_path: Path, limit: int, cut: int, turns_cut: int
+) -> None:
     make(reddit, tmp_path / "out", max_seq_length=limit)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["target_tokens"] == {"in": 21_220, "written": 21_220 - cut, "cut": cut, "turns_cut": turns_cut}
@@ -140,7 +142,9 @@ def test_damage_is_found_with_its_place(tmp_path: Path) -> None:
     content[700] ^= 1
     shard.write_bytes(bytes(content))
     directory = ShardDirectory.open(str(tmp_path / "out"), "t")
-    with pytest.raises(DamagedShardError, match=r"shard-000000.tar, block 0, member 00000000.tokens.npy, offset 0: checksum"):
+    with pytest.raises(
+        DamagedShardError, match=r"shard-000000.tar, block 0, member 00000000.tokens.npy, offset 0: checksum"
+    ):
         directory.block(0)
     shard.write_bytes(bytes(content[:-10_240]))
     with pytest.raises(UserError, match=r"shard-000000.tar has .* bytes, the manifest says"):

@@ -48,7 +48,9 @@ def test_a_finished_folder_is_recognised_and_another_configuration_is_refused(tm
         "finished already, from the same inputs with the same options; nothing to do"
     )
     assert sums(tmp_path / "out") == before
-    with pytest.raises(UserError, match=r"shards of another configuration:\n  max_seq_length: there 128, now 64\n  targets: there"):
+    with pytest.raises(
+        UserError, match=r"shards of another configuration:\n  max_seq_length: there 128, now 64\n  targets: there"
+    ):
         make(source, tmp_path / "out", max_seq_length=64, targets="all")
     write_tsv(source, 51)
     with pytest.raises(UserError, match=r"a.tsv: size there \d+, now \d+"):
@@ -80,8 +82,21 @@ def start(source: Path, output: Path, *options: str) -> subprocess.Popen[str]:
     """Start a real run with small parts, in a process group of its own."""
     program = f"import sys; from dialogpt_ds.preprocessing import parts; parts.PART_BYTES = {SMALL_PARTS}; " \
         "from dialogpt_ds.commands.make_shards import main; sys.exit(main())"  # fmt: skip
-    command = [sys.executable, "-c", program, "--input", str(source), "--output", str(output), "--workers", "2", *options]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "--input",
+        str(source),
+        "--output",
+        str(output),
+        "--workers",
+        "2",
+        *options,
+    ]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])
@@ -119,7 +134,9 @@ def test_an_interrupted_run_of_another_configuration_is_refused(tmp_path: Path) 
     source.write_text(source.read_text() + "no tab\n" * 50)
     with pytest.raises(RunError, match="50 of 150 records were rejected"):
         make(source, tmp_path / "out")
-    with pytest.raises(UserError, match=r"holds the unfinished run of another configuration:\n  reverse: there False, now True"):
+    with pytest.raises(
+        UserError, match=r"holds the unfinished run of another configuration:\n  reverse: there False, now True"
+    ):
         make(source, tmp_path / "out", reverse=True)
     said = make(source, tmp_path / "out", max_reject_fraction=0.5)
     assert any("going on with an unfinished run" in line for line in said), "the threshold is no part of the output"
@@ -166,7 +183,9 @@ def test_standard_input_that_changed_is_found_out(tmp_path: Path) -> None:
     first = subprocess.run(program, input=text + "no tab\n" * 500, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert first.returncode == 1, first.stderr
     assert "500 of 1,500 records were rejected" in first.stderr
-    other = subprocess.run(program, input=text.replace("the", "a"), capture_output=True, text=True, cwd=ROOT, timeout=60)
+    other = subprocess.run(
+        program, input=text.replace("the", "a"), capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
     assert other.returncode == 2, other.stdout + other.stderr
     assert "was made of other text than - gives now" in other.stderr
 
@@ -199,8 +218,8 @@ def test_dask_makes_the_same_bytes_though_a_worker_is_killed(tmp_path: Path) -> 
         "--scheduler-file",
         str(file),
     ]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-nanny",
-              "--no-dashboard"]  # fmt: skip
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1",
+              "--no-nanny", "--no-dashboard"]  # fmt: skip
     processes = [subprocess.Popen(scheduler, **common)]
     try:
         deadline = time.monotonic() + 60

@@ -1,4 +1,5 @@
-"""Remote shards: brought once a node, checked, gone on with where a transfer broke off, bounded, and the same rows as local ones."""
+"""Remote shards: brought once a node, checked, gone on with where a transfer broke off, bounded, and the same rows as
+local ones."""
 
 import contextlib
 import multiprocessing
@@ -44,7 +45,9 @@ def open_remote(url: str, tmp_path: Path, max_bytes: int = GIGABYTE) -> ShardDir
     return ShardDirectory.open(url, "--train_input_file", CacheSettings(tmp_path / "cache", max_bytes))
 
 
-def test_remote_shards_give_the_rows_of_local_ones_and_come_once(local: ShardDirectory, server: FileServer, tmp_path: Path) -> None:
+def test_remote_shards_give_the_rows_of_local_ones_and_come_once(
+    local: ShardDirectory, server: FileServer, tmp_path: Path
+) -> None:
     directory = open_remote(server.url, tmp_path)
     assert len(local.manifest.shardlist) > 16, "more than two groups"
     assert epoch_rows(mixture_of([directory]), epochs=2) == epoch_rows(mixture_of([local]), epochs=2)
@@ -85,7 +88,9 @@ def test_a_transfer_that_breaks_off_is_gone_on_with(
     assert (directory.folder / "shard-000000.tar").read_bytes() == (local.folder / "shard-000000.tar").read_bytes()
 
 
-def test_what_a_killed_process_left_is_never_taken_for_whole(local: ShardDirectory, server: FileServer, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_never_taken_for_whole(
+    local: ShardDirectory, server: FileServer, tmp_path: Path
+) -> None:
     directory = open_remote(server.url, tmp_path)
     whole = (local.folder / "shard-000000.tar").read_bytes()
     (directory.folder / "shard-000000.tar.part").write_bytes(whole[:3_000])
@@ -103,7 +108,9 @@ def sizes(folder: Path) -> list[int]:
             return [file.stat().st_size for file in folder.glob("*.tar")]
 
 
-def test_the_cache_is_bounded_and_what_was_used_longest_ago_goes(local: ShardDirectory, server: FileServer, tmp_path: Path) -> None:
+def test_the_cache_is_bounded_and_what_was_used_longest_ago_goes(
+    local: ShardDirectory, server: FileServer, tmp_path: Path
+) -> None:
     directory = open_remote(server.url, tmp_path, max_bytes=local.largest_shards(16))
     expected = epoch_rows(mixture_of([local]))
     assert epoch_rows(mixture_of([directory])) == expected
@@ -113,7 +120,9 @@ def test_the_cache_is_bounded_and_what_was_used_longest_ago_goes(local: ShardDir
     assert epoch_rows(mixture_of([open_remote(server.url, tmp_path, local.largest_shards(16))])) == expected
 
 
-def test_shards_of_the_next_group_come_before_they_are_asked_for(local: ShardDirectory, server: FileServer, tmp_path: Path) -> None:
+def test_shards_of_the_next_group_come_before_they_are_asked_for(
+    local: ShardDirectory, server: FileServer, tmp_path: Path
+) -> None:
     directory = open_remote(server.url, tmp_path)
     mixture_of([directory]).streams[0].window_rows(0, 0)
     deadline = time.monotonic() + 30
@@ -152,12 +161,15 @@ def test_an_altered_or_missing_shard_is_a_bad_block_and_an_unreachable_server_is
     server.close()
     (directory.folder / "shard-000002.tar").unlink(missing_ok=True)
     with pytest.raises(
-        CacheUnreachableError, match=r"shard-000002.tar can't be fetched: curl can't connect .*nor can .* be reached at all"
+        CacheUnreachableError,
+        match=r"shard-000002.tar can't be fetched: curl can't connect .*nor can .* be reached at all",
     ):
         fresh.block(block_of[2])
 
 
-def test_a_place_that_was_mended_is_asked_again_by_the_next_run(local: ShardDirectory, server: FileServer, tmp_path: Path) -> None:
+def test_a_place_that_was_mended_is_asked_again_by_the_next_run(
+    local: ShardDirectory, server: FileServer, tmp_path: Path
+) -> None:
     shard = local.folder / "shard-000000.tar"
     content = shard.read_bytes()
     shard.unlink()
@@ -174,7 +186,9 @@ def test_commands_files_and_buckets(local: ShardDirectory, tmp_path: Path, monke
     assert ShardDirectory.open(f"file://{local.folder}", "test").folder == local.folder
     fake = tmp_path / "bin" / "aws"
     fake.parent.mkdir()
-    fake.write_text(f'#!/bin/sh\n[ "$1 $2 $3" = "s3 cp --only-show-errors" ] && exec cat "{local.folder}/${{4#s3://bucket/}}"\n')
+    fake.write_text(
+        f'#!/bin/sh\n[ "$1 $2 $3" = "s3 cp --only-show-errors" ] && exec cat "{local.folder}/${{4#s3://bucket/}}"\n'
+    )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
     bucket = ShardDirectory.open("s3://bucket", "test", CacheSettings(tmp_path / "other", GIGABYTE))
@@ -182,7 +196,9 @@ def test_commands_files_and_buckets(local: ShardDirectory, tmp_path: Path, monke
 
 
 def test_mistakes(local: ShardDirectory, server: FileServer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--train_input_file '.*/nothing': .*/nothing/manifest.json can't be fetched: .*404"):
+    with pytest.raises(
+        UserError, match=r"--train_input_file '.*/nothing': .*/nothing/manifest.json can't be fetched: .*404"
+    ):
         open_remote(f"{server.url}/nothing", tmp_path)
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=r"--cache_dir '.*cache' can't be written to"):

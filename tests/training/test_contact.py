@@ -19,15 +19,17 @@ def two_hosts(how: str, tmp_path: Path, srun: bool = False) -> list[tuple[int, s
     port, started = free_port(), []
     for rank in (0, 1):
         environment = clean_environment() | {
-            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "PYTHONPATH": str(ROOT),
+            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         if srun:  # both tasks on one host
             for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
                 del environment[name]
             environment |= {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": str(rank)}
         with open(tmp_path / f"log-{rank}", "wb") as log:
-            started.append(subprocess.Popen([sys.executable, RANK, "0.5", how], stdout=log, stderr=log, env=environment))
+            started.append(
+                subprocess.Popen([sys.executable, RANK, "0.5", how], stdout=log, stderr=log, env=environment)
+            )
     try:
         codes = [process.wait(timeout=50) for process in started]
     finally:

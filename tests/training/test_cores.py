@@ -34,7 +34,9 @@ def test_an_offloaded_optimizer_has_its_ranks_share_of_the_cores() -> None:
     assert started([sys.executable, SCRIPT], **rank())[0] == [{"torch": 3, "libraries": [3]}]
 
 
-@pytest.mark.skipif(not SYSTEMS_LIBRARY.exists(), reason="needs another copy of GNU's OpenMP library (Debian: libgomp1)")
+@pytest.mark.skipif(
+    not SYSTEMS_LIBRARY.exists(), reason="needs another copy of GNU's OpenMP library (Debian: libgomp1)"
+)
 def test_a_copy_of_openmps_library_that_comes_later_has_it_too() -> None:
     assert started([sys.executable, SCRIPT, str(SYSTEMS_LIBRARY)], **rank())[0] == [{"torch": 3, "libraries": [3, 3]}]
 
@@ -53,7 +55,9 @@ def test_torchruns_single_thread_is_replaced_and_said_once() -> None:
     assert TOLD not in errors
 
 
-@pytest.mark.parametrize(("device", "offloads", "shared"), [("cuda", False, False), ("cuda", True, True), ("cpu", False, True)])
+@pytest.mark.parametrize(
+    ("device", "offloads", "shared"), [("cuda", False, False), ("cuda", True, True), ("cpu", False, True)]
+)
 def test_cores_are_shared_on_cpus_and_with_offload_alone(
     device: str, offloads: bool, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,8 @@ def plan_of(directory: ShardDirectory) -> EpochPlan:
 
 def argv_of(small_world: tuple[Path, Path], data: Path, folder: Path, *more: str) -> list[str]:
     return ["--model", str(small_world[0]), "--train_input_file", str(data), "--skip_eval", "--train_batch_size", "8",
-            "--deepspeed_config", write_deepspeed(folder, 1, "bf16"), "--output_dir", str(folder / "out"), *more]  # fmt: skip
+            "--deepspeed_config", write_deepspeed(folder, 1, "bf16"), "--output_dir", str(folder / "out"),
+            *more]  # fmt: skip
 
 
 def together(results: list[dict[str, Any]]) -> list[tuple[int, ...]]:
@@ -87,7 +88,8 @@ def test_skipping_leaves_out_the_same_on_all_ranks_and_at_any_number_of_them(
     assert all(len(result["said"]) == 2 for result in results), "one warning for each window"
     assert "warning: 1 of " in results[0]["said"][0]
     assert (
-        "blocks can't be read and are skipped from here on, 5 examples; 1 blocks with 5 examples in all:" in results[0]["said"][0]
+        "blocks can't be read and are skipped from here on, 5 examples; 1 blocks with 5 examples in all:"
+        in results[0]["said"][0]
     )
     assert "3 blocks with 15 examples in all:" in results[0]["said"][1]
     alone = one_process(small_world, copies[1].folder, tmp_path, options)
@@ -99,7 +101,8 @@ def test_skipping_leaves_out_the_same_on_all_ranks_and_at_any_number_of_them(
 def test_a_look_ahead_changes_no_row_and_a_failure_seen_by_it_is_told_before_anybody_computes(
     two_ranks: RankPool, small_world: tuple[Path, Path], copies: list[ShardDirectory], tmp_path: Path, on_bad_block: str
 ) -> None:
-    """As a run does: the next step is looked for while one is computed, and its failure told with the sums of the step."""
+    """As a run does: the next step is looked for while one is computed, and its failure told with the sums of the
+    step."""
     damage_member(copies[1], int(plan_of(copies[1]).blocks[70]), "tokens.npy")
     argvs = [argv_of(small_world, copy.folder, tmp_path, "--on_bad_block", on_bad_block) for copy in copies]
     plain = two_ranks.run(data_tasks.take_steps, argvs, STEPS)
@@ -108,7 +111,9 @@ def test_a_look_ahead_changes_no_row_and_a_failure_seen_by_it_is_told_before_any
         reductions = mine.pop("reductions")
         assert mine == {key: value for key, value in theirs.items() if key != "reductions"}
         assert len(mine["rows"]) > 2
-        assert reductions == 1 + (2 if on_bad_block == "skip" else 1), "at the first step, and where something is to be agreed on"
+        assert reductions == 1 + (2 if on_bad_block == "skip" else 1), (
+            "at the first step, and where something is to be agreed on"
+        )
     assert plain[0]["reductions"] >= len(plain[0]["rows"])
 
 

@@ -1,4 +1,5 @@
-"""Looking before training: the dry run, the final configuration, the picture of the schedule. None of them writes into output_dir."""
+"""Looking before training: the dry run, the final configuration, the picture of the schedule. None of them writes into
+output_dir."""
 
 import json
 import re
@@ -28,10 +29,13 @@ def train(*options: str, command: list[str] | None = None) -> subprocess.Complet
 
 def options_of(small_world: SmallWorld, output: Path) -> list[str]:
     return ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
-            "--output_dir", str(output), "--num_optim_steps", "500", "--lr_schedule", "cosine", "--warmup_steps", "20"]  # fmt: skip
+            "--output_dir", str(output), "--num_optim_steps", "500", "--lr_schedule", "cosine", "--warmup_steps",
+            "20"]  # fmt: skip
 
 
-def test_a_dry_run_says_what_sixteen_processes_would_need_and_takes_two_steps(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_a_dry_run_says_what_sixteen_processes_would_need_and_takes_two_steps(
+    small_world: SmallWorld, tmp_path: Path
+) -> None:
     options = [*options_of(small_world, tmp_path / "out"), "--expect_world_size", "16", "--train_batch_size", "2"]
     done = train(*options, "--gradient_accumulation_steps", "1", "--dry_run", "--gpu", "a100 40gb")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,12 +63,16 @@ def test_a_dry_run_says_what_sixteen_processes_would_need_and_takes_two_steps(sm
 def check_forecast(printed: str) -> None:
     """Look at what is said about 16 A100s: on two hosts, in the run's fp16, which the machine that says it has not."""
     assert re.search(
-        r"modelled, not measured: 16 A100-40 over Ethernet of 100 Gbit/s, ZeRO-1, fp16 \(against \d+ published figures .* times",
+        r"modelled, not measured: 16 A100-40 over Ethernet of 100 Gbit/s, ZeRO-1, fp16 \(against \d+ published "
+        r"figures .* times",
         printed,
     )
-    assert re.search(r"2 rows of 64 on A100-40 with varlen attention, by the shapes of all tensors: 0\.00 kept", printed)
+    assert re.search(
+        r"2 rows of 64 on A100-40 with varlen attention, by the shapes of all tensors: 0\.00 kept", printed
+    )
     found = re.search(
-        r"  ([\d,]+) tokens/s, ([\d,]+) each GPU, MFU \d+%; a step of ([\d,.]+) ms; an epoch in (.*)\n  memory: (\d\.\d) GiB of",
+        r"  ([\d,]+) tokens/s, ([\d,]+) each GPU, MFU \d+%; a step of ([\d,.]+) ms; an epoch in (.*)\n  memory: "
+        r"(\d\.\d) GiB of",
         printed,
     )
     assert found
@@ -87,7 +95,9 @@ def test_a_dry_run_under_the_launcher_is_one_process(small_world: SmallWorld, tm
 def test_the_steps_of_a_dry_run_are_those_of_the_run(small_world: SmallWorld, tmp_path: Path) -> None:
     options = [*options_of(small_world, tmp_path / "out"), "--fp16", "False"]
     dry = train(*options, "--dry_run")
-    real = train(*options[:-6], "--num_optim_steps", "2", "--lr_schedule", "cosine", "--warmup_steps", "20", "--fp16", "False")
+    real = train(
+        *options[:-6], "--num_optim_steps", "2", "--lr_schedule", "cosine", "--warmup_steps", "20", "--fp16", "False"
+    )
     assert real.returncode == 0, real.stderr
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     losses = [m["loss"] for m in metrics if "loss" in m]
@@ -112,7 +122,8 @@ def test_a_picture_of_no_kind_is_refused(small_world: SmallWorld, tmp_path: Path
 
 
 def test_the_states_are_those_of_the_papers_arithmetic() -> None:
-    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters on 64 GPUs need 120, 31.4, 16.6 and 1.9 GB of 16 bytes a parameter.
+    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters on 64 GPUs need 120, 31.4, 16.6 and 1.9 GB of 16 bytes
+    a parameter.
 
     DeepSpeed's estimators add the fp32 gradient, 4 bytes a parameter more, of which stages 1 to 3 divide all.
     """
@@ -139,7 +150,9 @@ def kept_for_backward(chunked_head: bool = False, checkpointed: bool = False) ->
     targets = torch.arange(0, 1_024, 2)
     starts = torch.arange(0, 1_025, 128, dtype=torch.int32)
     with activations_measured(loss_of) as saved:
-        loss_of(ids, places, targets, ids.flatten()[targets + 1], torch.ones(512), torch.zeros_like(targets), starts, 128)
+        loss_of(
+            ids, places, targets, ids.flatten()[targets + 1], torch.ones(512), torch.zeros_like(targets), starts, 128
+        )
     return saved.total
 
 
@@ -167,7 +180,14 @@ def test_a_dry_run_under_torchrun_is_one_process_too(small_world: SmallWorld, tm
 
 def test_a_dry_run_of_an_offload_that_this_machine_lacks_goes_without(small_world: SmallWorld, tmp_path: Path) -> None:
     config = str(ROOT / "ds_configs" / "zero3_fp16_offload_nvme.json")
-    done = train(*options_of(small_world, tmp_path / "out"), "--dry_run", "--deepspeed_config", config, "--expect_world_size", "12")
+    done = train(
+        *options_of(small_world, tmp_path / "out"),
+        "--dry_run",
+        "--deepspeed_config",
+        config,
+        "--expect_world_size",
+        "12",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the steps of the dry run are without offload, which this machine can't do" in done.stdout
     assert "memory with 12 GPUs in fp16" in done.stdout

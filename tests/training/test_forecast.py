@@ -47,7 +47,9 @@ def test_what_does_not_fit_is_said_with_the_ways_out_that_are_left(small_world: 
 
 
 def test_a_gpu_decides_on_the_kernel_of_attention(small_world: SmallWorld, tmp_path: Path) -> None:
-    found = {gpu: planned(small_world, tmp_path, "--gpu", gpu)[1].planned.isolation for gpu in ("T4", "V100", "L4", "H100")}
+    found = {
+        gpu: planned(small_world, tmp_path, "--gpu", gpu)[1].planned.isolation for gpu in ("T4", "V100", "L4", "H100")
+    }
     assert found == {"T4": "mask", "V100": "mask", "L4": "varlen", "H100": "varlen"}
     assert planned(small_world, tmp_path, "--gpu", "H100", "--dropout", "0.1")[1].planned.isolation == "mask"
     assert planned(small_world, tmp_path, "--gpu", "H100", "--attention", "eager")[1].planned.isolation == "mask"

@@ -30,7 +30,8 @@ def test_the_limit_reaches_every_group(
     two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path, hang_timeout: float, limit: float
 ) -> None:
     argv = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
-            "--deepspeed_config", write_deepspeed(tmp_path, 1, "fp32"), "--hang_timeout", str(hang_timeout)]  # fmt: skip
+            "--deepspeed_config", write_deepspeed(tmp_path, 1, "fp32"), "--hang_timeout",
+            str(hang_timeout)]  # fmt: skip
     for found in two_ranks.run(limits, argv):
         assert len(found) >= 2
         assert set(found) == {timedelta(seconds=limit)}

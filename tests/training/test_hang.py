@@ -14,7 +14,9 @@ def test_what_nccl_still_waits_for_is_in_the_report(monkeypatch: pytest.MonkeyPa
         return b'{"entries": [{"profiling_name": "nccl:all_reduce", "state": "started"}]}'
 
     monkeypatch.setattr(_distributed_c10d, "_dump_nccl_trace_json", recorder, raising=False)
-    assert _collectives().startswith('collectives of NCCL that have not ended: {"entries": [{"profiling_name": "nccl:all_reduce"')
+    assert _collectives().startswith(
+        'collectives of NCCL that have not ended: {"entries": [{"profiling_name": "nccl:all_reduce"'
+    )
     assert asked == {"includeCollectives": True, "onlyActive": True}
 
 

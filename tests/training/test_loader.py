@@ -1,4 +1,5 @@
-"""A run is stopped and gone on with at another number of ranks, accumulation and loader workers: one and the same rows."""
+"""A run is stopped and gone on with at another number of ranks, accumulation and loader workers: one and the same
+rows."""
 
 import subprocess
 import sys
@@ -69,8 +70,20 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> ShardDirectory:
 
 
 SCENARIOS = {
-    "1, 2, 3, 4 and 8 ranks": [Stage(1, 1, 1, 2), Stage(2, 1, 1, 2), Stage(3, 1, 1, 2), Stage(4, 1, 1, 2), Stage(8, 1, 1, 2)],
-    "8, 4, 3, 2 and 1 ranks": [Stage(8, 3, 1, 1), Stage(4, 2, 1, 2), Stage(3, 4, 1, 1), Stage(2, 6, 1, 2), Stage(1, 24, 1, 2)],
+    "1, 2, 3, 4 and 8 ranks": [
+        Stage(1, 1, 1, 2),
+        Stage(2, 1, 1, 2),
+        Stage(3, 1, 1, 2),
+        Stage(4, 1, 1, 2),
+        Stage(8, 1, 1, 2),
+    ],
+    "8, 4, 3, 2 and 1 ranks": [
+        Stage(8, 3, 1, 1),
+        Stage(4, 2, 1, 2),
+        Stage(3, 4, 1, 1),
+        Stage(2, 6, 1, 2),
+        Stage(1, 24, 1, 2),
+    ],
     "other accumulation": [Stage(2, 1, 1, 2), Stage(2, 2, 1, 2), Stage(2, 4, 1, 2), Stage(2, 12, 1, 2)],
     "other numbers of loader workers": [Stage(2, 1, 0, 3), Stage(2, 1, 1, 3), Stage(2, 1, 2, 3), Stage(2, 1, 3, 4)],
     "two resumes within one epoch": [Stage(2, 1, 1, 3), Stage(2, 1, 1, 3), Stage(2, 1, 1, 3)],
@@ -118,7 +131,9 @@ def test_a_resume_exactly_at_the_epoch_boundary(directory: ShardDirectory, ranks
 
 def test_one_shard_of_one_block_and_many_ranks(tmp_path: Path) -> None:
     directory = directory_of(tmp_path / "one", 60, 1_000, 1 << 20)
-    assert (len(directory.manifest.shardlist), directory.num_blocks) == (1, 1), "smaller than a window, fewer blocks than ranks"
+    assert (len(directory.manifest.shardlist), directory.num_blocks) == (1, 1), (
+        "smaller than a window, fewer blocks than ranks"
+    )
     check([directory], key_of([directory], window=64), [Stage(8, 1, 1, 5), Stage(3, 2, 1, 5)])
 
 

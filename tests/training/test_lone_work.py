@@ -32,7 +32,9 @@ def lone_work(world: World, folder: Path, error: Exception | None, num_words: in
     screen = io.StringIO()
     try:
         with contextlib.redirect_stdout(screen):
-            return lone_work.first_works(work, "counting", world, HangWatch(folder, world.rank, 0), CPU), screen.getvalue()
+            return lone_work.first_works(
+                work, "counting", world, HangWatch(folder, world.rank, 0), CPU
+            ), screen.getvalue()
     except RunError as failed:
         return str(failed), screen.getvalue()
     finally:
@@ -49,10 +51,15 @@ def test_all_ranks_get_what_rank_0_makes_and_a_person_sees_it_get_on(two_ranks: 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(28, "No space left on device", "/there"), "failed while counting: [Errno 28] No space left on device: '/there'"),
+        (
+            OSError(28, "No space left on device", "/there"),
+            "failed while counting: [Errno 28] No space left on device: '/there'",
+        ),
         (RuntimeError("PytorchStreamWriter failed"), "failed while counting: RuntimeError: PytorchStreamWriter failed"),
         (RunError("said already"), "said already"),
     ],
 )
-def test_whatever_rank_0_meets_ends_all_ranks_in_order(two_ranks: RankPool, tmp_path: Path, error: Exception, words: str) -> None:
+def test_whatever_rank_0_meets_ends_all_ranks_in_order(
+    two_ranks: RankPool, tmp_path: Path, error: Exception, words: str
+) -> None:
     assert [said for said, _ in two_ranks.run(lone_work, tmp_path, error, 1)] == [words, words]

@@ -26,10 +26,14 @@ def rank(folder: Path, **changes: Any) -> LaunchedRank:
 
 def problems_and_warnings(rank: LaunchedRank) -> tuple[list[str], list[str]]:
     found = machine_troubles(rank)
-    return [str(trouble) for trouble in found if trouble.fatal], [str(trouble) for trouble in found if not trouble.fatal]
+    return [str(trouble) for trouble in found if trouble.fatal], [
+        str(trouble) for trouble in found if not trouble.fatal
+    ]
 
 
-def test_a_machine_that_has_everything_gives_no_line_and_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_has_everything_gives_no_line_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("this takes time")
 
@@ -59,7 +63,9 @@ def test_offload_without_a_compiler_says_what_to_install(tmp_path: Path, monkeyp
     monkeypatch.delenv("CXX", raising=False)
     config = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     problem = str(offload_troubles_here(config)[0])
-    assert problem.startswith("no C++ compiler: DeepSpeed builds cpu_adam (the optimizer is offloaded to the host) on first use")
+    assert problem.startswith(
+        "no C++ compiler: DeepSpeed builds cpu_adam (the optimizer is offloaded to the host) on first use"
+    )
     assert problem.endswith("apt-get install g++")
     assert offload_troubles_here({"zero_optimization": {"stage": 2}}) == []
 
@@ -82,7 +88,8 @@ def test_bf16_that_a_gpu_only_emulates_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("DS_ACCELERATOR")
     second = rank(tmp_path, rank=1, local_rank=1, precision="bf16")
     assert problems_and_warnings(second)[0] == [
-        "bf16 needs compute capability 8.0, and the GPU of rank 1 (Tesla V100) has 7.0: take a fp16 configuration, such as "
+        "bf16 needs compute capability 8.0, and the GPU of rank 1 (Tesla V100) has 7.0: take a fp16 configuration, "
+        "such as "
         "ds_configs/zero1_fp16.json"
     ]
     assert problems_and_warnings(rank(tmp_path, precision="bf16"))[0] == []
@@ -96,10 +103,15 @@ def test_fp16_on_a_gpu_without_tensor_cores_is_slow(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("DS_ACCELERATOR")
     monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path)
     problems, warnings = problems_and_warnings(rank(tmp_path, precision="fp16"))
-    assert (problems, warnings) == ([], ["fp16 is slow below compute capability 7.0, and the GPU of rank 0 (Tesla P100) has 6.0"])
+    assert (problems, warnings) == (
+        [],
+        ["fp16 is slow below compute capability 7.0, and the GPU of rank 0 (Tesla P100) has 6.0"],
+    )
 
 
-def test_a_rank_without_a_gpu_of_its_own_says_how_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_without_a_gpu_of_its_own_says_how_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     simulate_gpus(monkeypatch, A100, A100)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     there = rank(tmp_path, rank=10, local_rank=2, ranks_here=3)
@@ -107,7 +119,8 @@ def test_a_rank_without_a_gpu_of_its_own_says_how_many_there_are(tmp_path: Path,
     monkeypatch.delenv("DS_ACCELERATOR")
     problems, _ = problems_and_warnings(there)
     assert problems == [
-        "3 processes, but 2 GPUs (CUDA_VISIBLE_DEVICES=4,5): start no more than 2 there, by deepspeed --num_gpus 2 or slots=2 in the "
+        "3 processes, but 2 GPUs (CUDA_VISIBLE_DEVICES=4,5): start no more than 2 there, by deepspeed --num_gpus 2 or "
+        "slots=2 in the "
         "hostfile"
     ]
     assert problems_and_warnings(rank(tmp_path, rank=9, local_rank=1, ranks_here=3)) == ([], [])
@@ -119,7 +132,9 @@ def test_a_disk_without_room_for_a_checkpoint_is_a_problem_of_the_first_rank(tmp
     assert problems_and_warnings(rank(tmp_path, rank=1, local_rank=1, checkpoint_bytes=10**18)) == ([], [])
 
 
-def test_gpus_that_pytorch_can_not_use_are_said_unless_the_cpu_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_pytorch_can_not_use_are_said_unless_the_cpu_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine, "num_pci_gpus", lambda: 8)
     _, warnings = problems_and_warnings(rank(tmp_path))
     assert warnings[0].startswith(
@@ -141,7 +156,9 @@ def test_secrets_in_the_file_of_variables_are_a_warning_where_there_are_other_ho
 
 
 @pytest.mark.slow
-def test_weights_and_optimizer_on_an_nvme_disk_change_no_loss(two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path) -> None:
+def test_weights_and_optimizer_on_an_nvme_disk_change_no_loss(
+    two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path
+) -> None:
     """Needs libaio-dev; building DeepSpeed's file access takes two minutes."""
     from deepspeed.accelerator import get_accelerator
 

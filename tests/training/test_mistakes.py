@@ -16,7 +16,8 @@ def arguments(small_world: SmallWorld, folder: Path, **changes: str | None) -> l
     model, shards = small_world
     given: dict[str, str | None] = {
         "model": str(model), "train_input_file": str(shards / "train"), "eval_input_file": str(shards / "validation"),
-        "deepspeed_config": write_deepspeed(folder, 1, "bf16"), "output_dir": str(folder / "out"), "num_optim_steps": "2",
+        "deepspeed_config": write_deepspeed(folder, 1, "bf16"), "output_dir": str(folder / "out"),
+        "num_optim_steps": "2",
     }  # fmt: skip
     return [word for name, value in (given | changes).items() if value is not None for word in (f"--{name}", value)]
 
@@ -50,7 +51,9 @@ def test_no_shard_directory_at_all(small_world: SmallWorld, tmp_path: Path, caps
     )
 
 
-def test_a_directory_without_a_manifest(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_without_a_manifest(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     check_fails(
         capsys,
         arguments(small_world, tmp_path, train_input_file=str(tmp_path)),
@@ -58,7 +61,9 @@ def test_a_directory_without_a_manifest(small_world: SmallWorld, tmp_path: Path,
         "make one with preprocess/make_shards.py",
     )
     (tmp_path / "shard-000000.tar").touch()
-    check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(tmp_path)), "an unfinished run of make_shards.py")
+    check_fails(
+        capsys, arguments(small_world, tmp_path, train_input_file=str(tmp_path)), "an unfinished run of make_shards.py"
+    )
     check_fails(
         capsys,
         arguments(small_world, tmp_path, train_input_file=str(small_world[1])),
@@ -74,14 +79,20 @@ def test_a_manifest_changed_by_hand_or_of_another_version(
     shutil.copytree(small_world[1] / "train", copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"max_seq_length": 32}))
-    check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "was changed after it was written")
+    check_fails(
+        capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "was changed after it was written"
+    )
     (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
     check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "version 99, this program reads")
     (copy / "manifest.json").write_text("{")
-    check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not a manifest of this program")
+    check_fails(
+        capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not a manifest of this program"
+    )
 
 
-def test_a_missing_or_shortened_shard(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_or_shortened_shard(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_world[1] / "train", copy)
     shard = copy / "shard-000000.tar"
@@ -113,7 +124,9 @@ def test_a_tokenizer_that_is_not_the_shards(
     shutil.copytree(small_world[1] / "train", copy)
     shutil.rmtree(copy / "tokenizer")
     shutil.copytree(shards / "tokenizer", copy / "tokenizer")
-    check_fails(capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not the one that", "was made with")
+    check_fails(
+        capsys, arguments(small_world, tmp_path, train_input_file=str(copy)), "is not the one that", "was made with"
+    )
 
 
 def test_a_model_with_another_tokenizer(
@@ -149,7 +162,9 @@ def test_an_unknown_key_in_the_json_or_on_the_command_line(
 ) -> None:
     config = tmp_path / "typo.json"
     config.write_text('{"zero_optimisation": {"stage": 2}}')
-    check_fails(capsys, arguments(small_world, tmp_path, deepspeed_config=str(config)), "zero_optimisation", "zero_optimization")
+    check_fails(
+        capsys, arguments(small_world, tmp_path, deepspeed_config=str(config)), "zero_optimisation", "zero_optimization"
+    )
     check_fails(capsys, [*arguments(small_world, tmp_path), "--learning_rat", "1"], "--learning_rat")
     yaml = tmp_path / "run.yaml"
     yaml.write_text("learning_rat: 1\n")
@@ -163,14 +178,19 @@ def test_an_impossible_batch(small_world: SmallWorld, tmp_path: Path, capsys: py
     )  # fmt: skip
 
 
-def test_fewer_rows_than_one_global_batch(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fewer_rows_than_one_global_batch(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     check_fails(
         capsys, arguments(small_world, tmp_path, train_batch_size="100000"),
-        "rows of 64 tokens, fewer than the 100,000 rows that one optimizer step over all ranks takes", "Lower train_batch_size",
+        "rows of 64 tokens, fewer than the 100,000 rows that one optimizer step over all ranks takes", "Lower "
+                                                                                                       "train_batch_size",
     )  # fmt: skip
 
 
-def test_a_world_of_another_size_than_expected(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_world_of_another_size_than_expected(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     check_fails(
         capsys,
         arguments(small_world, tmp_path, expect_world_size="16"),
@@ -232,10 +252,15 @@ def test_an_evaluation_tsv_is_read_like_shards_of_it(small_world: SmallWorld, tm
     assert evaluation.manifest.totals["examples"] == 2
 
 
-def test_an_output_folder_that_cannot_be_made(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_folder_that_cannot_be_made(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     check_fails(
-        capsys, arguments(small_world, tmp_path, output_dir=str(tmp_path / "file" / "out")), "--output_dir", "can't be made"
+        capsys,
+        arguments(small_world, tmp_path, output_dir=str(tmp_path / "file" / "out")),
+        "--output_dir",
+        "can't be made",
     )
 
 
@@ -247,10 +272,14 @@ def test_tasks_of_mpirun_that_do_not_know_where_to_meet(
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    check_fails(capsys, arguments(small_world, tmp_path), "mpirun started 4 tasks, but nothing tells them where to meet")
+    check_fails(
+        capsys, arguments(small_world, tmp_path), "mpirun started 4 tasks, but nothing tells them where to meet"
+    )
 
 
-def test_the_old_name_of_bf16_is_bf16(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_old_name_of_bf16_is_bf16(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "old.json"
     config.write_text('{"bfloat16": {"enabled": true}}')
     assert main([*arguments(small_world, tmp_path, deepspeed_config=str(config)), "--print_config"]) == 0
@@ -267,7 +296,9 @@ def test_what_may_add_in_another_order_each_time_excludes_determinism(
     check_fails(capsys, argv, f"--deterministic excludes --{option}", "leave one out")
 
 
-def test_varlen_attention_without_a_gpu(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_varlen_attention_without_a_gpu(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = arguments(small_world, tmp_path, attention="varlen")
     check_fails(capsys, argv, "--attention varlen: this run is not on an NVIDIA GPU", "leave --attention out")
 
@@ -275,17 +306,30 @@ def test_varlen_attention_without_a_gpu(small_world: SmallWorld, tmp_path: Path,
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"gpu": "B200", "dry_run": "True"}, "--gpu 'B200' is none of those whose figures are known here: H100, H200, A100-40"),
-        ({"gpu": "H100"}, "--gpu and --link are for a dry run on GPUs that need not be here: give --dry_run --gpu NAME"),
+        (
+            {"gpu": "B200", "dry_run": "True"},
+            "--gpu 'B200' is none of those whose figures are known here: H100, H200, A100-40",
+        ),
+        (
+            {"gpu": "H100"},
+            "--gpu and --link are for a dry run on GPUs that need not be here: give --dry_run --gpu NAME",
+        ),
         ({"link": "pcie", "dry_run": "True"}, "--gpu and --link are for a dry run"),
         (
             {"gpu": "v100", "dry_run": "True"},
             "bf16 needs compute capability 8.0, and --gpu V100 has 7.0: take a fp16 configuration",
         ),
-        ({"gpu": "t4", "link": "nvlink", "dry_run": "True", "deepspeed_config": None}, "--link nvlink: T4 has none; give pcie"),
+        (
+            {"gpu": "t4", "link": "nvlink", "dry_run": "True", "deepspeed_config": None},
+            "--link nvlink: T4 has none; give pcie",
+        ),
     ],
 )
 def test_a_gpu_that_is_not_known_or_can_not_do_it(
-    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, str | None], says: str
+    small_world: SmallWorld,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, str | None],
+    says: str,
 ) -> None:
     check_fails(capsys, arguments(small_world, tmp_path, **options), says)

@@ -15,7 +15,9 @@ def summed(*reports: RankReport) -> list[float]:
 
 def test_the_largest_gauge_of_all_ranks_comes_out_of_a_sum() -> None:
     device = torch.device("cpu")
-    found = unpack(summed(*(RankReport(gauges=gauges_of(device, seconds_data=float(rank + 1))) for rank in range(3)))).gauges
+    found = unpack(
+        summed(*(RankReport(gauges=gauges_of(device, seconds_data=float(rank + 1))) for rank in range(3)))
+    ).gauges
     assert set(found) == set(GAUGES)
     assert found["seconds_data"] == 3.0
     assert found["gpu_memory_gib"] is None
@@ -32,8 +34,8 @@ def test_what_one_rank_says_holds_for_all() -> None:
 
 
 def test_a_gpus_memory_is_asked_for_once_and_reported_in_gib(monkeypatch: pytest.MonkeyPatch) -> None:
-    stats = {"allocated_bytes.all.peak": 3 * 2**30, "allocated_bytes.all.current": 2**30, "reserved_bytes.all.current": 4 * 2**30,
-             "num_alloc_retries": 2}  # fmt: skip
+    stats = {"allocated_bytes.all.peak": 3 * 2**30, "allocated_bytes.all.current": 2**30,
+             "reserved_bytes.all.current": 4 * 2**30, "num_alloc_retries": 2}  # fmt: skip
     asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: (asked.append(device), stats)[1])
     found = unpack(summed(RankReport(gauges=gauges_of(torch.device("cuda", 0), 0.5)))).gauges

@@ -29,11 +29,14 @@ SmallWorld = tuple[Path, Path]
 CPU = torch.device("cpu")
 
 
-def settings_of(small_world: SmallWorld, folder: Path, *more: str, world: int = 1, stage: int = 1, **json_keys: object) -> Settings:
+def settings_of(
+    small_world: SmallWorld, folder: Path, *more: str, world: int = 1, stage: int = 1, **json_keys: object
+) -> Settings:
     model, shards = small_world
     (folder / "json").mkdir(exist_ok=True)
-    argv = ["--model", str(model), "--train_input_file", str(shards / "train"), "--skip_eval", "--output_dir", str(folder / "out"),
-            "--deepspeed_config", write_deepspeed(folder / "json", stage, "bf16", **json_keys), *more]  # fmt: skip
+    argv = ["--model", str(model), "--train_input_file", str(shards / "train"), "--skip_eval", "--output_dir",
+            str(folder / "out"), "--deepspeed_config", write_deepspeed(folder / "json", stage, "bf16", **json_keys),
+            *more]  # fmt: skip
     return prepare(parse(TrainingArguments, "test", argv), World(0, world, 0))
 
 
@@ -179,7 +182,9 @@ def test_a_run_never_starts_anew_over_damaged_checkpoints(small_world: SmallWorl
     settings = settings_of(small_world, tmp_path)
     for step in (10, 20):
         damage(write_checkpoint(settings, step) / "weights.pt", "flipped")
-    with pytest.raises(UserError, match=r"step-00000020 is damaged: (.|\n)*step-00000010 is damaged(.|\n)*no other to go on from"):
+    with pytest.raises(
+        UserError, match=r"step-00000020 is damaged: (.|\n)*step-00000010 is damaged(.|\n)*no other to go on from"
+    ):
         choose_checkpoint(settings, CPU, print)
     assert CheckpointFolder(settings.output_dir).steps() == [10, 20], "and leaves them where they are"
 
@@ -193,7 +198,9 @@ def test_the_one_that_is_named_is_not_replaced_by_another(small_world: SmallWorl
         choose_checkpoint(settings_of(small_world, tmp_path, "--continue_from", "20"), CPU, print)
 
 
-def test_two_runs_on_one_output_directory(small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_on_one_output_directory(
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = settings_of(small_world, tmp_path)
     settings.output_dir.mkdir()
     monkeypatch.setattr(rank_checks, "LOCK_SECONDS", 0.1)
@@ -216,8 +223,8 @@ def test_an_output_dir_that_is_not_shared_is_refused_on_all_ranks(
     argvs = []
     for node in ("node-0", "node-1"):
         (tmp_path / node).mkdir()
-        argvs.append(["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
-                      "--output_dir", str(tmp_path / node / "out"), "--fp16", "False"])  # fmt: skip
+        argvs.append(["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"),
+                      "--skip_eval", "--output_dir", str(tmp_path / node / "out"), "--fp16", "False"])  # fmt: skip
     errors = two_ranks.run(shared_disk_error, argvs)
     assert errors[0] == errors[1].replace("node-1", "node-0")
     assert "is not one folder for all processes: what rank 0 writes on" in errors[0]
@@ -229,8 +236,8 @@ def test_an_output_dir_that_is_not_shared_is_refused_on_all_ranks(
 def test_an_output_dir_without_renames_is_refused_on_all_ranks_before_anything_is_computed(
     two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path
 ) -> None:
-    argv = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval", "--fp16", "False",
-            "--num_optim_steps", "2", "--output_dir"]  # fmt: skip
+    argv = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
+            "--fp16", "False", "--num_optim_steps", "2", "--output_dir"]  # fmt: skip
     with append_only(tmp_path / "out") as output:
         errors = two_ranks.run(renames_error, [*argv, str(output)])
         assert errors[0] == errors[1]
@@ -246,11 +253,16 @@ def test_an_output_dir_without_renames_is_refused_on_all_ranks_before_anything_i
 
 
 def test_the_clock_wants_checkpoints_too(two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path) -> None:
-    argv = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval", "--fp16", "False",
-            "--output_dir", str(tmp_path / "out"), "--num_optim_steps", "5", "--save_step", "100", "--keep_checkpoints", "0"]  # fmt: skip
+    argv = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
+            "--fp16", "False", "--output_dir", str(tmp_path / "out"), "--num_optim_steps", "5", "--save_step", "100",
+            "--keep_checkpoints", "0"]  # fmt: skip
     (end, _) = two_ranks.run(whole_run, [*argv, "--save_minutes", "0.00001"])
     assert end["code"] == 0
     assert CheckpointFolder(tmp_path / "out").steps() == [1, 2, 3, 4, 5]
-    saves = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines() if "seconds_save" in line]
+    saves = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+        if "seconds_save" in line
+    ]
     assert [save["step"] for save in saves] == [1, 2, 3, 4, 5]
     assert all(0 < save["save_share"] < 1 and save["seconds_save"] > 0 for save in saves)

@@ -1,20 +1,31 @@
-"""What a step takes besides its micro-batches: the bytes of each ZeRO stage over a link, the optimizer's pass, the host, the buffers."""
+"""What a step takes besides its micro-batches: the bytes of each ZeRO stage over a link, the optimizer's pass, the
+host, the buffers."""
 
 from dataclasses import replace
 
 import pytest
 
-from dialogpt_ds.model.gpu_specs import BANDWIDTH_SHARE, COLLECTIVE_SECONDS, HOOK_SECONDS, LINK_SHARE, STEP_SECONDS, gpu_of
+from dialogpt_ds.model.gpu_specs import (
+    BANDWIDTH_SHARE,
+    COLLECTIVE_SECONDS,
+    HOOK_SECONDS,
+    LINK_SHARE,
+    STEP_SECONDS,
+    gpu_of,
+)
 from dialogpt_ds.model.memory import Layout, buffer_bytes
 from dialogpt_ds.model.roofline import MicroBatchCost
 from dialogpt_ds.training.step_cost import step_cost
 
 A100 = gpu_of("A100-40")
 WEIGHTS = 100_000_000
-MICRO_BATCH = MicroBatchCost({"body GEMM": 0.030}, forward_seconds=0.010, num_kernels=400, num_bytes=1, launch_seconds=0.004)
+MICRO_BATCH = MicroBatchCost(
+    {"body GEMM": 0.030}, forward_seconds=0.010, num_kernels=400, num_bytes=1, launch_seconds=0.004
+)
 LAYOUT = Layout(
     gpus=4, gpus_per_host=4, accumulation=1, stage=1, overlaps=False, optimizer_on_host=False, precision="bf16",
-    num_parameters=WEIGHTS, num_tensors=100, ready_last=30_000_000, bucket=25_000_000, sums_in_fp32=False, sends_fp32=False,
+    num_parameters=WEIGHTS, num_tensors=100, ready_last=30_000_000, bucket=25_000_000, sums_in_fp32=False,
+    sends_fp32=False,
 )  # fmt: skip
 GATHER = 2 * WEIGHTS * 3 / 4 / (300e9 * LINK_SHARE)
 """Seconds in which each of 4 GPUs gets the other 3's quarters of all weights, in half precision over NVLink."""
@@ -51,11 +62,17 @@ def test_a_slow_link_hides_no_more_than_the_backward_pass_lasts() -> None:
 
 def test_the_optimizer_goes_through_its_states_once() -> None:
     speed = A100.bandwidth * BANDWIDTH_SHARE
-    assert step_cost(replace(LAYOUT, gpus=1), A100, "nvlink", MICRO_BATCH).optimizer == pytest.approx(WEIGHTS * 52 / speed)
+    assert step_cost(replace(LAYOUT, gpus=1), A100, "nvlink", MICRO_BATCH).optimizer == pytest.approx(
+        WEIGHTS * 52 / speed
+    )
     assert step_cost(LAYOUT, A100, "nvlink", MICRO_BATCH).optimizer == pytest.approx(WEIGHTS / 4 * 52 / speed)
-    assert step_cost(replace(LAYOUT, stage=0), A100, "nvlink", MICRO_BATCH).optimizer == pytest.approx(WEIGHTS * 52 / speed)
+    assert step_cost(replace(LAYOUT, stage=0), A100, "nvlink", MICRO_BATCH).optimizer == pytest.approx(
+        WEIGHTS * 52 / speed
+    )
     three = step_cost(replace(LAYOUT, accumulation=3), A100, "nvlink", MICRO_BATCH).optimizer
-    assert three == pytest.approx(WEIGHTS / 4 * 52 / speed + 2 * WEIGHTS * 6 / speed), "gradients are added up in half precision"
+    assert three == pytest.approx(WEIGHTS / 4 * 52 / speed + 2 * WEIGHTS * 6 / speed), (
+        "gradients are added up in half precision"
+    )
     on_host = step_cost(replace(LAYOUT, optimizer_on_host=True), A100, "nvlink", MICRO_BATCH).optimizer
     assert on_host > 5 * step_cost(LAYOUT, A100, "nvlink", MICRO_BATCH).optimizer
 
@@ -65,7 +82,9 @@ def test_the_slower_one_of_gpu_and_host_sets_the_pace() -> None:
     assert fast.waiting_for_host == 0.0
     slow = step_cost(replace(LAYOUT, accumulation=2), A100, "nvlink", replace(MICRO_BATCH, launch_seconds=0.050))
     assert slow.waiting_for_host == pytest.approx(2 * (0.050 + 100 * HOOK_SECONDS - 0.030))
-    assert slow.seconds == pytest.approx(2 * (0.050 + 100 * HOOK_SECONDS) + slow.communication + slow.optimizer + STEP_SECONDS)
+    assert slow.seconds == pytest.approx(
+        2 * (0.050 + 100 * HOOK_SECONDS) + slow.communication + slow.optimizer + STEP_SECONDS
+    )
     gathering = step_cost(replace(LAYOUT, stage=3), A100, "nvlink", replace(MICRO_BATCH, launch_seconds=0.050))
     assert gathering.waiting_for_host > slow.waiting_for_host / 2
 

@@ -1,4 +1,5 @@
-"""How often an optimizer step would wait for a GPU: counted on a CPU, by what asks the device for a number, and by place."""
+"""How often an optimizer step would wait for a GPU: counted on a CPU, by what asks the device for a number, and by
+place."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from tests.helpers.waits import Waits, counted_on_cpu
 SmallWorld = tuple[Path, Path]
 ACCUMULATION = 3
 OF_DEEPSPEED = {1: 6, 3: 3}
-"""Waits of DeepSpeed 0.19.8 in a step by ZeRO stage: the norm, whether it is finite, by group. None in a micro-batch."""
+"""Waits of DeepSpeed 0.19.8 in a step by ZeRO stage: the norm, whether it is finite, by group. None in a
+micro-batch."""
 
 
 def waits_of_a_step(world: World, argv: list[str]) -> dict[str, dict[str, int]]:
@@ -40,8 +42,9 @@ def waits_of_a_step(world: World, argv: list[str]) -> dict[str, dict[str, int]]:
 def test_a_step_waits_for_the_device_once_and_a_micro_batch_never(
     one_rank: RankPool, two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path, stage: int
 ) -> None:
-    argv = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval", "--num_optim_steps", "4",
-            "--lr_schedule", "None", "--train_batch_size", str(2 * ACCUMULATION), "--gradient_accumulation_steps", str(ACCUMULATION),
+    argv = ["--model", str(small_world[0]), "--train_input_file", str(small_world[1] / "train"), "--skip_eval",
+            "--num_optim_steps", "4", "--lr_schedule", "None", "--train_batch_size", str(2 * ACCUMULATION),
+            "--gradient_accumulation_steps", str(ACCUMULATION),
             "--deepspeed_config", write_deepspeed(tmp_path, stage, "bf16")]  # fmt: skip
     for name, pool in (("one", one_rank), ("two", two_ranks)):
         for counts in pool.run(waits_of_a_step, [*argv, "--output_dir", str(tmp_path / f"{name}")]):

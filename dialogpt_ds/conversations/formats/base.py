@@ -73,7 +73,8 @@ class Format(ABC):
         return self.title
 
     def records(self, lines: Iterator[bytes], path: str) -> Iterator[Record]:
-        """Yield the records of lines with their line ends; `path` is for errors. As it stands here: a record for each line.
+        """Yield the records of lines with their line ends; `path` is for errors. As it stands here: a record for each
+        line.
 
         Raises:
             UserError: what is wrong with the file as a whole.

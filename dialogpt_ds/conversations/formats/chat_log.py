@@ -45,7 +45,8 @@ class ChatLog(Format):
             yield Record(start, b"\n".join(waiting))
 
     def read(self, record: Record) -> Conversation:
-        """Read one conversation; what one speaker says in a row is one turn, joined by a space, as are lines without a name.
+        """Read one conversation; what one speaker says in a row is one turn, joined by a space, as are lines without a
+        name.
 
         Raises:
             RejectedRecordError: no UTF-8, or nobody is named before the first line.

@@ -1,4 +1,5 @@
-"""DialoGPT's training format: `[id <TAB>] turn EOS turn ... <TAB> last turn`, each turn with a weight before it or none with one."""
+"""DialoGPT's training format: `[id <TAB>] turn EOS turn ... <TAB> last turn`, each turn with a weight before it or none
+with one."""
 
 import itertools
 import re
@@ -39,7 +40,8 @@ def has_weights(lines: Iterable[bytes], path: str) -> bool:
     if total and 1 - SURE_SHARE < weighted / total < SURE_SHARE:
         raise UserError(
             f"{path}: {weighted} of the first {total} turns begin with a weight such as 1.0, the others don't "
-            f"(first: {example!r}). Say which it is: --turn_weights yes rejects the turns without, --turn_weights no takes numbers "
+            f"(first: {example!r}). Say which it is: --turn_weights yes rejects the turns without, --turn_weights no "
+            f"takes numbers "
             "for text."
         )
     return total > 0 and weighted / total >= SURE_SHARE
@@ -78,7 +80,8 @@ class DialogptTsv(Format):
         """Read one line.
 
         Raises:
-            RejectedRecordError: bytes that are no UTF-8, fewer than two or more than three columns, a turn without a weight.
+            RejectedRecordError: bytes that are no UTF-8, fewer than two or more than three columns, a turn without a
+                weight.
         """
         assert isinstance(record.content, bytes)
         try:
@@ -90,12 +93,15 @@ class DialogptTsv(Format):
         if len(columns) > 3:
             raise RejectedRecordError("more than three columns")
         texts = _turn_texts(columns)
-        return Conversation([_weighted_turn(text) for text in texts] if self.weighted else [Turn(text) for text in texts])
+        return Conversation(
+            [_weighted_turn(text) for text in texts] if self.weighted else [Turn(text) for text in texts]
+        )
 
 
 @dataclass(frozen=True)
 class References(DialogptTsv):
-    """DialoGPT's evaluation format, `source <TAB> reference <TAB> reference ...` without weights; a file has it where it is asked for."""
+    """DialoGPT's evaluation format, `source <TAB> reference <TAB> reference ...` without weights; a file has it where
+    it is asked for."""
 
     name = "references"
     title = "source and references, one conversation per reference"
@@ -105,7 +111,8 @@ class References(DialogptTsv):
         return self.title
 
     def records(self, lines: Iterator[bytes], path: str) -> Iterator[Record]:
-        """Yield a record `source <TAB> reference` per reference; a line without one stays as it is, so that reading it rejects it."""
+        """Yield a record `source <TAB> reference` per reference; a line without one stays as it is, so that reading it
+        rejects it."""
         for number, line in enumerate(lines, start=1):
             source, *references = line.removesuffix(b"\n").removesuffix(b"\r").split(b"\t")
             if not references:

@@ -1,6 +1,7 @@
 """JSON Lines: one conversation per line, in the shapes that people's files have.
 
-- `{"messages": [{"role": "user", "content": "..."}, ...]}`, as chat APIs have it; `conversations`, `from` and `value`, as ShareGPT has
+- `{"messages": [{"role": "user", "content": "..."}, ...]}`, as chat APIs have it; `conversations`, `from` and `value`,
+  as ShareGPT has
 - `{"turns": ["...", "..."]}`, or a list of objects with `text`
 - `{"Context": "a EOS b", "Response": "c"}`, as GODEL has it; Context may be a list
 """
@@ -45,7 +46,8 @@ class JsonLines(Format):
         is_conversation = is_json_line(head.first)
         if head.suffix == ".json" and not is_compressed(head.path) and not is_conversation:
             raise UserError(
-                f"{head.path} is one JSON value over many lines, and no file of chitchat-dataset. Make it JSON Lines, one conversation a "
+                f"{head.path} is one JSON value over many lines, and no file of chitchat-dataset. Make it JSON Lines, "
+                f"one conversation a "
                 f"line; of a list: jq -c '.[]' {head.path} > {Path(head.path).stem}.jsonl"
             )
         return head.first.startswith("{") and (is_conversation or head.suffix in (".jsonl", ".ndjson"))
@@ -93,7 +95,11 @@ def _pair(value: dict[str, Any]) -> list[Turn]:
         context = context.split(SEPARATOR) if context else []
     elif context is None:
         context = []
-    if not isinstance(response, str) or not isinstance(context, list) or not all(isinstance(text, str) for text in context):
+    if (
+        not isinstance(response, str)
+        or not isinstance(context, list)
+        or not all(isinstance(text, str) for text in context)
+    ):
         raise RejectedRecordError("Context or Response is not text")
     return [Turn(text) for text in [*context, response]]
 

@@ -1,4 +1,5 @@
-"""CSV and TSV files with a header: a response and its contexts, or the lines of a script with the name of who says them."""
+"""CSV and TSV files with a header: a response and its contexts, or the lines of a script with the name of who says
+them."""
 
 import csv
 import re
@@ -32,7 +33,8 @@ class Table:
 
     @property
     def contexts(self) -> list[int]:
-        """Return the columns of the contexts, oldest first: `context` is the newest, then `context/0`, `context/1`, ..."""
+        """Return the columns of the contexts, oldest first: `context` is the newest, then `context/0`, `context/1`,
+        ..."""
         found = []
         for column, name in enumerate(self.header):
             match = _CONTEXT.fullmatch(name)
@@ -87,7 +89,9 @@ class ResponseTable(Format):
         if not table.is_script:
             return cls(table)
         if not options.persona:
-            raise UserError(f"{head.path} is a script of lines with names: say with --persona NAME whose lines are learned")
+            raise UserError(
+                f"{head.path} is a script of lines with names: say with --persona NAME whose lines are learned"
+            )
         return Script(table, options.persona, options.history)
 
     def describe(self) -> str:
@@ -112,7 +116,8 @@ class ResponseTable(Format):
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
                     raise UserError(
-                        f"{path}, line {before + 1}: a quote opens in this row and never closes, so all that follows would be one field; "
+                        f"{path}, line {before + 1}: a quote opens in this row and never closes, so all that follows "
+                        f"would be one field; "
                         "close it, or double it where it is text"
                     ) from error
                 yield Record(before + 1, [], f"not CSV: {error}")
