@@ -25,7 +25,7 @@ os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.enviro
 
 
 BUILD_SECONDS = 600
-STARTERS_OF_RANKS = ("tests.helpers.launch", "tests.helpers.two_hosts")
+STARTERS_OF_RANKS = ("tests.ranks.launch", "tests.hosts.two_hosts")
 BUILD = """
 from dialogpt_ds.distributed.world import World, prepare_environment
 prepare_environment(World(0, 1, 0))
@@ -114,7 +114,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two_ranks():
     """Two gloo ranks that stay up for the whole session."""
-    from tests.helpers.rank_pool import RankPool
+    from tests.ranks.rank_pool import RankPool
 
     pool = RankPool(2)
     yield pool
@@ -124,7 +124,7 @@ def two_ranks():
 @pytest.fixture(scope="session")
 def one_rank():
     """One rank that stays up for the whole session, for what must happen at another world size than `two_ranks`."""
-    from tests.helpers.rank_pool import RankPool
+    from tests.ranks.rank_pool import RankPool
 
     pool = RankPool(1)
     yield pool

@@ -16,9 +16,9 @@ from dialogpt_ds.preprocessing import inspect
 from dialogpt_ds.preprocessing.arguments import ShardArguments
 from dialogpt_ds.preprocessing.make import make_shards
 from tests.conftest import ROOT
-from tests.helpers.rank_pool import RankPool
-from tests.helpers.rank_tasks import write_deepspeed
-from tests.helpers.run_tasks import whole_run
+from tests.ranks.rank_pool import RankPool
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.ranks.run_tasks import whole_run
 
 BEFORE = ROOT / "tests" / "checkpoints" / "made_by_0_1_0"
 SAME_BYTES = ("index.npz", "manifest.json", "shard-000000.tar", "tokenizer/tokenizer.json")

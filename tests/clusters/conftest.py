@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.small_run import options
-from tests.helpers.launch import deepspeed, run
-from tests.helpers.run_tasks import losses_of
+from tests.ranks.launch import deepspeed, run
+from tests.ranks.run_tasks import losses_of
 
 NUM_STEPS = 60
 

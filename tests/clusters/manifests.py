@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tests.conftest import ROOT
-from tests.helpers.launch import Launched
+from tests.ranks.launch import Launched
 
 HOSTFILE = "/tmp/hostfile"
 

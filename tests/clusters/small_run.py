@@ -3,7 +3,7 @@ looks like."""
 
 from pathlib import Path
 
-from tests.helpers.rank_tasks import write_deepspeed
+from tests.ranks.rank_tasks import write_deepspeed
 
 SmallWorld = tuple[Path, Path]
 

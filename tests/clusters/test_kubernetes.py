@@ -13,9 +13,9 @@ from dialogpt_ds.commandline import parse
 from dialogpt_ds.config.arguments import TrainingArguments
 from tests.clusters.manifests import Pod, documents, pod_of_job, pods_of_pytorchjob
 from tests.clusters.small_run import SmallWorld, options
-from tests.helpers.launch import BIN, Launched, free_port
 from tests.helpers.output_folder import latest, steps_done
-from tests.helpers.run_tasks import losses_of
+from tests.ranks.launch import BIN, Launched, free_port
+from tests.ranks.run_tasks import losses_of
 
 OLDEST = "1.31"
 """The release in which podFailurePolicy has become stable."""

@@ -12,7 +12,7 @@ from tests.clusters.real_slurm import RealSlurm, wait_until, what_is_missing
 from tests.clusters.small_run import SmallWorld, options
 from tests.conftest import ROOT
 from tests.helpers.output_folder import latest, steps_done
-from tests.helpers.run_tasks import losses_of
+from tests.ranks.run_tasks import losses_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())]
 

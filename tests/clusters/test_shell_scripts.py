@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.helpers.launch import BIN
+from tests.ranks.launch import BIN
 
 SCRIPTS = sorted(
     {

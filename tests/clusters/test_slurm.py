@@ -13,9 +13,9 @@ import pytest
 from tests.clusters.fake_slurm import FakeSlurm
 from tests.clusters.small_run import SmallWorld, options
 from tests.conftest import ROOT
-from tests.helpers.launch import Launched, clean_environment
 from tests.helpers.output_folder import latest, steps_done
-from tests.helpers.run_tasks import losses_of
+from tests.ranks.launch import Launched, clean_environment
+from tests.ranks.run_tasks import losses_of
 
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
 Submit = Callable[..., tuple[int, str]]

@@ -16,7 +16,7 @@ from dialogpt_ds.launching.needed_ops import needed_ops
 from dialogpt_ds.launching.stoppable import STOP_SECONDS
 from tests.conftest import ROOT
 from tests.containers.dockerfile import Dockerfile, assignments, build_context, clone_files, filled_in, ignored
-from tests.helpers.launch import BIN
+from tests.ranks.launch import BIN
 
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 FILE = Dockerfile(TEXT)

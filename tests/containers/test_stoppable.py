@@ -14,10 +14,10 @@ import pytest
 
 from dialogpt_ds.launching.stoppable import STOP_SECONDS
 from tests.conftest import ROOT
-from tests.helpers.launch import Launched, deepspeed, python, run, torchrun
 from tests.helpers.output_folder import latest, steps_done
-from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.terminal import Terminal
+from tests.ranks.launch import Launched, deepspeed, python, run, torchrun
+from tests.ranks.rank_tasks import write_deepspeed
 
 SmallWorld = tuple[Path, Path]
 STOPPABLE = [sys.executable, str(ROOT / "launch" / "stoppable.py")]

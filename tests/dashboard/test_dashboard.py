@@ -34,7 +34,7 @@ from dialogpt_ds.training.report import run_facts
 from dialogpt_ds.training.settings import prepare
 from tests.conftest import ROOT
 from tests.dashboard.view_server import serving
-from tests.helpers.wandb_server import ENTITY, KEY, hanging_port, refusing_port
+from tests.servers.wandb_server import ENTITY, KEY, hanging_port, refusing_port
 
 COMMAND = ROOT / "launch" / "wandb_dashboard.py"
 PANELS = [panel for section in DASHBOARD for panel in section.panels]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.helpers.wandb_server import ENTITY, KEY
+from tests.servers.wandb_server import ENTITY, KEY
 
 
 class Server(ThreadingHTTPServer):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.helpers.launch import clean_environment
+from tests.ranks.launch import clean_environment
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 SERVER = """

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.doctor.other_host import Examined
-from tests.helpers.two_hosts import ADDRESSES, TwoHosts, two_hosts_or_skip
+from tests.hosts.two_hosts import ADDRESSES, TwoHosts, two_hosts_or_skip
 
 pytestmark = pytest.mark.multinode
 

@@ -15,9 +15,9 @@ from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import RunError
 from dialogpt_ds.export.folder import exported_step, probe, write_export
 from dialogpt_ds.files import sha256_of_file
-from tests.helpers.rank_pool import RankPool
-from tests.helpers.rank_tasks import write_deepspeed
-from tests.helpers.run_tasks import weights_of, whole_run
+from tests.ranks.rank_pool import RankPool
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.ranks.run_tasks import weights_of, whole_run
 
 SmallWorld = tuple[Path, Path]
 

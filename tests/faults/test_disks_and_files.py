@@ -13,12 +13,12 @@ import pytest
 
 from tests.faults.conftest import Record
 from tests.faults.test_kills import FAULTS, STEPS, Case, run_whole
-from tests.helpers.launch import Launched, deepspeed, run
 from tests.helpers.output_folder import steps_done
-from tests.helpers.rank_pool import RankPool
-from tests.helpers.rank_tasks import write_deepspeed
-from tests.helpers.run_tasks import losses_of, weights_of, whole_run
 from tests.helpers.streams import in_small_blocks
+from tests.ranks.launch import Launched, deepspeed, run
+from tests.ranks.rank_pool import RankPool
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.ranks.run_tasks import losses_of, weights_of, whole_run
 
 pytestmark = pytest.mark.slow
 SmallWorld = tuple[Path, Path]

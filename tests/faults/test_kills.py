@@ -11,16 +11,16 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.faults.conftest import Record
-from tests.helpers.launch import Launched, deepspeed, run
-from tests.helpers.rank_tasks import write_deepspeed
-from tests.helpers.run_tasks import losses_of, weights_of
+from tests.ranks.launch import Launched, deepspeed, run
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.ranks.run_tasks import losses_of, weights_of
 
 pytestmark = pytest.mark.slow
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "20"))
 SEED = int(os.environ.get("FAULT_SEED", "1"))
 STEPS = 12
-FAULTS = str(ROOT / "tests" / "helpers" / "train_with_fault.py")
+FAULTS = str(ROOT / "tests" / "ranks" / "train_with_fault.py")
 SmallWorld = tuple[Path, Path]
 
 

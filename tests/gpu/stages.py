@@ -62,7 +62,7 @@ class Way:
     def job(self, name: str, output: Path, *options: str) -> Job:
         """Return a training of it, of as many steps as all others."""
         config = deepspeed_config(name, self.stage, self.precision, OFFLOAD[self.offload])
-        on_cpu = str(ROOT / "tests" / "helpers" / "train_fp16_on_cpu.py")
+        on_cpu = str(ROOT / "tests" / "ranks" / "train_fp16_on_cpu.py")
         script = on_cpu if self.precision == "fp16" and not ON_GPU else TRAIN
         return Job(
             name,

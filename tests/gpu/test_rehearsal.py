@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.gpu import drive
-from tests.helpers.launch import clean_environment
+from tests.ranks.launch import clean_environment
 
 ON_A_MACHINE = 540
 """Seconds that all limits of run.sh come to at most: a machine is lent for ten minutes."""

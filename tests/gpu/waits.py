@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.gpu.common import ON_GPU, Job, checked, deepspeed_config, run_jobs, train_command, work
-from tests.helpers.waits import OTHERS, Waits, counted_on_cpu, watched
+from tests.ranks.waits import OTHERS, Waits, counted_on_cpu, watched
 
 STEPS = (3, 4, 5)
 """Which are counted."""

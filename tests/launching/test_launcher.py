@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dialogpt_ds.launching.launcher import chosen_hosts, hostfile_of, is_this_machine, runner_at
-from tests.helpers.launch import deepspeed, run
+from tests.ranks.launch import deepspeed, run
 
 DEEPSPEED = "/venv/bin/deepspeed"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import wandb_files
-from tests.helpers.launch import BIN
 from tests.helpers.terminal import Terminal
+from tests.ranks.launch import BIN
+from tests.servers import wandb_files
 
 SCRIPT = """
 import wandb

@@ -18,12 +18,12 @@ from dialogpt_ds.config.arguments import SAMPLE_PROMPTS
 from dialogpt_ds.logs.text_logs import printable
 from dialogpt_ds.logs.wandb_mode import choose_mode
 from tests.conftest import ROOT
-from tests.helpers import wandb_files
-from tests.helpers.file_server import FileServer
-from tests.helpers.launch import BIN, Launched, clean_environment, deepspeed, python
-from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.terminal import Terminal
-from tests.helpers.wandb_server import KEY, WandbServer, client_environment, hanging_port, refusing_port
+from tests.ranks.launch import BIN, Launched, clean_environment, deepspeed, python
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.servers import wandb_files
+from tests.servers.file_server import FileServer
+from tests.servers.wandb_server import KEY, WandbServer, client_environment, hanging_port, refusing_port
 
 SmallWorld = tuple[Path, Path]
 SECRET = "0123abcd4567efgh"

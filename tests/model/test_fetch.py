@@ -19,8 +19,8 @@ from dialogpt_ds.errors import UserError
 from dialogpt_ds.files import sha256_of_file
 from dialogpt_ds.model.hub import RECORD, HubFile, wanted_files
 from tests.conftest import ROOT
-from tests.helpers.hub_server import TOKEN, HubServer
 from tests.helpers.small_world import byte_tokenizer
+from tests.servers.hub_server import TOKEN, HubServer
 
 SMALL = "microsoft/DialoGPT-small"
 WEIGHTS = "model.safetensors"

@@ -14,8 +14,8 @@ from dialogpt_ds.order.batches import TURN_GROUPS, RankSlice, padding_rows, rank
 from dialogpt_ds.order.mixture import GlobalBatch, Mixture, MixtureKey, MixturePosition
 from dialogpt_ds.order.position import OrderKey
 from dialogpt_ds.shards.reader import ShardDirectory
-from tests.helpers import rank_tasks
-from tests.helpers.rank_pool import RankPool
+from tests.ranks import rank_tasks
+from tests.ranks.rank_pool import RankPool
 
 EOS = 50_256
 START = MixturePosition.start()

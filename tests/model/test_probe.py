@@ -15,10 +15,10 @@ from dialogpt_ds.errors import UserError
 from dialogpt_ds.model.loss import TargetLoss
 from dialogpt_ds.model.probe import Wants, check_model, head_is_linear, keeps_examples_apart
 from tests.conftest import ROOT
-from tests.helpers import rank_tasks
-from tests.helpers.hub_server import HubServer
-from tests.helpers.rank_pool import RankPool
-from tests.helpers.run_tasks import losses_of, whole_run
+from tests.ranks import rank_tasks
+from tests.ranks.rank_pool import RankPool
+from tests.ranks.run_tasks import losses_of, whole_run
+from tests.servers.hub_server import HubServer
 
 SmallWorld = tuple[Path, Path]
 SHAPE: dict[str, Any] = {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.helpers.two_hosts import TwoHosts, two_hosts_or_skip
+from tests.hosts.two_hosts import TwoHosts, two_hosts_or_skip
 
 ROWS: list[tuple[str, str]] = []
 LOSSES: dict[str, tuple[list[float], list[float]]] = {}

@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 bash launch/make_venv.sh test
 export PATH="$PWD/.venv/bin:$PATH"
-reason=$(python -c 'from tests.helpers.two_hosts import why_not; print(why_not() or "")')
+reason=$(python -c 'from tests.hosts.two_hosts import why_not; print(why_not() or "")')
 if [ -n "$reason" ]; then
   echo "error: $reason" >&2
   exit 1

@@ -15,12 +15,12 @@ import pytest
 
 from dialogpt_ds.checkpoints.folder import CheckpointFolder, Summary, sums_of
 from tests.conftest import ROOT
-from tests.helpers.launch import BIN, TRAIN, TRAIN_FP16_ON_CPU, Launched, deepspeed, run
 from tests.helpers.output_folder import steps_done
-from tests.helpers.rank_tasks import write_deepspeed
-from tests.helpers.run_tasks import losses_of, weights_of
-from tests.helpers.two_hosts import ADDRESSES, NAMES, TwoHosts
+from tests.hosts.two_hosts import ADDRESSES, NAMES, TwoHosts
 from tests.multinode.conftest import Record, RecordLosses
+from tests.ranks.launch import BIN, TRAIN, TRAIN_FP16_ON_CPU, Launched, deepspeed, run
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.ranks.run_tasks import losses_of, weights_of
 
 pytestmark = pytest.mark.multinode
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.helpers.two_hosts import NAMES, PACKAGES, why_not
+from tests.hosts.two_hosts import NAMES, PACKAGES, why_not
 
 
 def test_deepspeed_reads_the_example() -> None:
@@ -23,7 +23,7 @@ def test_the_reason_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_reason_without_the_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr("tests.helpers.two_hosts.FOLDERS_OF_ROOT", str(tmp_path))
+    monkeypatch.setattr("tests.hosts.two_hosts.FOLDERS_OF_ROOT", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     reason = str(why_not())
     assert "sshd" in reason

@@ -12,8 +12,8 @@ from dialogpt_ds.preprocessing.inspect import examples_as_text, main, spread
 from dialogpt_ds.shards.reader import ShardDirectory
 from tests.conftest import ROOT
 from tests.helpers.damage import damage_member
-from tests.helpers.file_server import FileServer
 from tests.helpers.streams import in_small_blocks
+from tests.servers.file_server import FileServer
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from dialogpt_ds.shards import remote
 from dialogpt_ds.shards.cache import CacheSettings, CacheUnreachableError
 from dialogpt_ds.shards.reader import ShardDirectory
 from tests.helpers.damage import damage_member
-from tests.helpers.file_server import FileServer
 from tests.helpers.streams import directory_of, epoch_rows, mixture_of
+from tests.servers.file_server import FileServer
 
 GIGABYTE = 1_000_000_000
 

@@ -9,11 +9,11 @@ import pytest
 from dialogpt_ds.order.windows import EpochPlan
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.settings import order_key
-from tests.helpers import data_tasks
 from tests.helpers.damage import damage_member
-from tests.helpers.rank_pool import RankPool
-from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.streams import in_small_blocks
+from tests.ranks import data_tasks
+from tests.ranks.rank_pool import RankPool
+from tests.ranks.rank_tasks import write_deepspeed
 
 STEPS = 50
 
@@ -122,7 +122,7 @@ def one_process(small_world: tuple[Path, Path], data: Path, folder: Path, option
     from dialogpt_ds.distributed.world import World
     from dialogpt_ds.order.mixture import MixturePosition, order_state
     from dialogpt_ds.training.data import TrainingData
-    from tests.helpers.rank_tasks import settings_of
+    from tests.ranks.rank_tasks import settings_of
 
     settings = settings_of(World(0, 1, 0), [*argv_of(small_world, data, folder, *options), "--train_batch_size", "16"])
     running = TrainingData(settings, MixturePosition.start(), data_tasks.CPU)

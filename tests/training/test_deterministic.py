@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.helpers.launch import clean_environment
-from tests.helpers.run_tasks import losses_of, weights_of
+from tests.ranks.launch import clean_environment
+from tests.ranks.run_tasks import losses_of, weights_of
 
 SmallWorld = tuple[Path, Path]
 SWITCHES = """

@@ -18,9 +18,9 @@ from dialogpt_ds.training.rank_report import RankReport, unpack
 from dialogpt_ds.training.state import ProgressState
 from dialogpt_ds.training.step import StepResult
 from tests.conftest import write_tsv
-from tests.helpers import rank_tasks
-from tests.helpers.rank_pool import RankPool
-from tests.helpers.run_tasks import whole_run
+from tests.ranks import rank_tasks
+from tests.ranks.rank_pool import RankPool
+from tests.ranks.run_tasks import whole_run
 
 SmallWorld = tuple[Path, Path]
 NO_SCALE = Scale(1.0, 1.0, None)

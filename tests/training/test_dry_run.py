@@ -15,9 +15,9 @@ from dialogpt_ds.model.loss import TargetLoss
 from dialogpt_ds.model.memory import largest_layer, model_states
 from dialogpt_ds.model.saved_bytes import activations_measured
 from tests.conftest import ROOT
-from tests.helpers import rank_tasks
-from tests.helpers.launch import clean_environment, deepspeed, torchrun
-from tests.helpers.rank_pool import RankPool
+from tests.ranks import rank_tasks
+from tests.ranks.launch import clean_environment, deepspeed, torchrun
+from tests.ranks.rank_pool import RankPool
 
 SmallWorld = tuple[Path, Path]
 

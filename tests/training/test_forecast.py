@@ -16,7 +16,7 @@ from dialogpt_ds.training.engine import model_of
 from dialogpt_ds.training.forecast import forecast
 from dialogpt_ds.training.planning import Planning, hosts_of, layout_of, planning_of, trace_of
 from dialogpt_ds.training.settings import Settings
-from tests.helpers.rank_tasks import settings_of, write_deepspeed
+from tests.ranks.rank_tasks import settings_of, write_deepspeed
 
 SmallWorld = tuple[Path, Path]
 WORKLOAD = Workload.of_equal_examples(4, 64, 20, 0.6)

@@ -165,7 +165,7 @@ def test_pinning_keeps_every_value(directory: ShardDirectory, monkeypatch: pytes
 @pytest.mark.parametrize("moment", ["half", "between"])
 def test_a_killed_worker_is_noticed_beside_a_gpu(directory: ShardDirectory, moment: str) -> None:
     """torch's thread that pins memory would wait for the rest of a message for ever, and the rank for the thread."""
-    command = [sys.executable, "-m", "tests.helpers.killed_loader", str(directory.folder), moment]
+    command = [sys.executable, "-m", "tests.ranks.killed_loader", str(directory.folder), moment]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "a data loading process ended: " in done.stdout

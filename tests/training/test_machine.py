@@ -12,8 +12,8 @@ import torch
 from dialogpt_ds.launching.machine_facts import DeviceFacts, device_facts
 from dialogpt_ds.training import machine
 from dialogpt_ds.training.machine import LaunchedRank, machine_troubles, offload_troubles_here
-from tests.helpers import rank_tasks
-from tests.helpers.rank_pool import RankPool
+from tests.ranks import rank_tasks
+from tests.ranks.rank_pool import RankPool
 
 SmallWorld = tuple[Path, Path]
 TORCH_ADAM = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import rank_tasks
-from tests.helpers.rank_pool import RankPool
+from tests.ranks import rank_tasks
+from tests.ranks.rank_pool import RankPool
 
 SmallWorld = tuple[Path, Path]
 STEPS = 4

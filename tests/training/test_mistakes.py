@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dialogpt_ds.commands.train import main
-from tests.helpers.rank_tasks import write_deepspeed
+from tests.ranks.rank_tasks import write_deepspeed
 
 SmallWorld = tuple[Path, Path]
 

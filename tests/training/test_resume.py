@@ -19,11 +19,11 @@ from dialogpt_ds.training.rank_checks import lock_output
 from dialogpt_ds.training.resume import check_fits, choose_checkpoint, position_to_resume_from, preview_resume
 from dialogpt_ds.training.settings import Settings, prepare
 from tests.helpers.append_only import append_only
-from tests.helpers.data_tasks import renames_error, shared_disk_error
-from tests.helpers.launch import python, run
-from tests.helpers.rank_pool import RankPool
-from tests.helpers.rank_tasks import write_deepspeed
-from tests.helpers.run_tasks import whole_run
+from tests.ranks.data_tasks import renames_error, shared_disk_error
+from tests.ranks.launch import python, run
+from tests.ranks.rank_pool import RankPool
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.ranks.run_tasks import whole_run
 
 SmallWorld = tuple[Path, Path]
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ import pytest
 
 from dialogpt_ds.distributed.world import World
 from dialogpt_ds.training.loop import TrainingRun
-from tests.helpers.rank_pool import RankPool
-from tests.helpers.rank_tasks import write_deepspeed
-from tests.helpers.run_tasks import whole_run
-from tests.helpers.waits import Waits, counted_on_cpu
+from tests.ranks.rank_pool import RankPool
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.ranks.run_tasks import whole_run
+from tests.ranks.waits import Waits, counted_on_cpu
 
 SmallWorld = tuple[Path, Path]
 ACCUMULATION = 3

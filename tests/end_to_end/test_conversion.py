@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from tests.helpers.launch import Launched, deepspeed, run
 from tests.helpers.output_folder import latest, steps_done
-from tests.helpers.rank_tasks import write_deepspeed
+from tests.ranks.launch import Launched, deepspeed, run
+from tests.ranks.rank_tasks import write_deepspeed
 
 HANG_TIMEOUT = 6.0
-FAULTS = str(Path(__file__).parents[1] / "helpers" / "train_with_fault.py")
+FAULTS = str(Path(__file__).parents[1] / "ranks" / "train_with_fault.py")
 SmallWorld = tuple[Path, Path]
 
 

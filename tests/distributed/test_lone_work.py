@@ -10,7 +10,7 @@ import torch
 
 from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import RunError
-from tests.helpers.rank_pool import RankPool
+from tests.ranks.rank_pool import RankPool
 
 CPU = torch.device("cpu")
 

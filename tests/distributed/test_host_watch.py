@@ -9,9 +9,9 @@ import pytest
 
 from dialogpt_ds.distributed.world import free_port
 from tests.conftest import ROOT
-from tests.helpers.launch import clean_environment
+from tests.ranks.launch import clean_environment
 
-RANK = str(ROOT / "tests" / "helpers" / "contact_rank.py")
+RANK = str(ROOT / "tests" / "ranks" / "contact_rank.py")
 
 
 def two_hosts(how: str, tmp_path: Path, srun: bool = False) -> list[tuple[int, str]]:

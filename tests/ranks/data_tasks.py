@@ -14,7 +14,7 @@ from dialogpt_ds.errors import RunError
 from dialogpt_ds.order.mixture import MixturePosition, order_state
 from dialogpt_ds.training.data import TrainingData
 from dialogpt_ds.training.rank_checks import check_same_run
-from tests.helpers.rank_tasks import engine_of, settings_of
+from tests.ranks.rank_tasks import engine_of, settings_of
 
 CPU = torch.device("cpu")
 

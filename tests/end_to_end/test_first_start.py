@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from dialogpt_ds.launching.op_folder import ABOUT
-from tests.helpers.launch import Launched, deepspeed
-from tests.helpers.rank_tasks import write_deepspeed
+from tests.ranks.launch import Launched, deepspeed
+from tests.ranks.rank_tasks import write_deepspeed
 
 BUILDS = (
     "DeepSpeed builds deepspeed_shm_comm (ranks on a CPU exchange data through shared memory) now, once for "

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dialogpt_ds.distributed.world import free_port
-from tests.helpers.launch import Launched, python, run
+from tests.ranks.launch import Launched, python, run
 
 
 def options(small_world: tuple[Path, Path], output: Path) -> list[str]:

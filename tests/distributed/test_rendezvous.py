@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from dialogpt_ds.distributed.rendezvous import interface_towards, name_interface
-from tests.helpers.launch import Launched, python
+from tests.ranks.launch import Launched, python
 
 WAITING = """
 import time

@@ -15,8 +15,8 @@ from dialogpt_ds.distributed.world import free_port
 from tests.conftest import ROOT
 
 TRAIN = str(ROOT / "launch" / "train.py")
-TRAIN_FP16_ON_CPU = str(ROOT / "tests" / "helpers" / "train_fp16_on_cpu.py")
-TRAIN_ON_OLD_GPU = str(ROOT / "tests" / "helpers" / "train_on_old_gpu.py")
+TRAIN_FP16_ON_CPU = str(ROOT / "tests" / "ranks" / "train_fp16_on_cpu.py")
+TRAIN_ON_OLD_GPU = str(ROOT / "tests" / "ranks" / "train_on_old_gpu.py")
 BIN = Path(sys.executable).parent
 
 

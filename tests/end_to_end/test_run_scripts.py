@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, write_tsv
-from tests.helpers.launch import clean_environment
+from tests.ranks.launch import clean_environment
 
 LAUNCHER = """#!/usr/bin/env bash
 # Stands where the deepspeed command would start {gpus} processes: starts one of them, which prints what all would run.

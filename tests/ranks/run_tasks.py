@@ -15,7 +15,7 @@ from dialogpt_ds.files import sha256_of_file
 from dialogpt_ds.model.load import build_model
 from dialogpt_ds.training.loop import TrainingRun
 from dialogpt_ds.training.resume import preview_resume
-from tests.helpers.rank_tasks import settings_of
+from tests.ranks.rank_tasks import settings_of
 
 
 def whole_run(world: World, argv: list[str], fp16: bool = False) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pytest
 
 from dialogpt_ds.distributed.stop_requests import PR_SET_PDEATHSIG
 from tests.conftest import ROOT
-from tests.helpers.launch import Launched, clean_environment
+from tests.ranks.launch import Launched, clean_environment
 
 NAMES = ("worker-1", "worker-2")
 """As in launch/hostfile.example, which is what the tests start their runs with."""

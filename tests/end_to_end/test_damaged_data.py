@@ -12,10 +12,10 @@ from dialogpt_ds.order.windows import EpochPlan
 from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.settings import order_key
 from tests.helpers.damage import damage_member
-from tests.helpers.file_server import FileServer
-from tests.helpers.launch import deepspeed, python, run
-from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.streams import in_small_blocks
+from tests.ranks.launch import deepspeed, python, run
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.servers.file_server import FileServer
 
 SmallWorld = tuple[Path, Path]
 STEPS = 24

@@ -10,9 +10,9 @@ import pytest
 from dialogpt_ds.distributed import world as module
 from dialogpt_ds.distributed.world import World, free_port, prepare_cpu
 from tests.conftest import ROOT
-from tests.helpers.launch import BIN, clean_environment
+from tests.ranks.launch import BIN, clean_environment
 
-SCRIPT = str(ROOT / "tests" / "helpers" / "cpu_adam_threads.py")
+SCRIPT = str(ROOT / "tests" / "ranks" / "cpu_adam_threads.py")
 SYSTEMS_LIBRARY = Path("/usr/lib/x86_64-linux-gnu/libgomp.so.1")
 TOLD = "OMP_NUM_THREADS: 6 for each process here, its share of the cores, and not torchrun's 1"
 

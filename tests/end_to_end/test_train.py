@@ -10,8 +10,8 @@ import torch
 from dialogpt_ds.dashboard.panels import DASHBOARD
 from dialogpt_ds.logs.metrics import METRICS, STEP
 from dialogpt_ds.logs.text_logs import EVAL_HEADER, TRAIN_HEADER
-from tests.helpers.launch import TRAIN_FP16_ON_CPU, TRAIN_ON_OLD_GPU, deepspeed, python, run, torchrun
-from tests.helpers.rank_tasks import write_deepspeed
+from tests.ranks.launch import TRAIN_FP16_ON_CPU, TRAIN_ON_OLD_GPU, deepspeed, python, run, torchrun
+from tests.ranks.rank_tasks import write_deepspeed
 
 STEPS = 6
 SmallWorld = tuple[Path, Path]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.rank_pool import RankPool
-from tests.helpers.rank_tasks import write_deepspeed
-from tests.helpers.run_tasks import losses_of, weights_of, whole_run
+from tests.ranks.rank_pool import RankPool
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.ranks.run_tasks import losses_of, weights_of, whole_run
 
 PROMPTS = ["Does money buy happiness?", "hello EOS hi EOS how are you?"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.helpers.launch import TRAIN, clean_environment, deepspeed, python, run
-from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.terminal import Terminal
+from tests.ranks.launch import TRAIN, clean_environment, deepspeed, python, run
+from tests.ranks.rank_tasks import write_deepspeed
 
 SmallWorld = tuple[Path, Path]
 START = (

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.launch import Launched, deepspeed, run, torchrun
 from tests.helpers.output_folder import latest, steps_done
-from tests.helpers.rank_tasks import write_deepspeed
-from tests.helpers.run_tasks import losses_of, weights_of
+from tests.ranks.launch import Launched, deepspeed, run, torchrun
+from tests.ranks.rank_tasks import write_deepspeed
+from tests.ranks.run_tasks import losses_of, weights_of
 
 SmallWorld = tuple[Path, Path]
 
@@ -142,7 +142,7 @@ def test_a_killed_rank_takes_the_others_down_within_seconds(
 
 def test_a_rank_that_hangs_ends_the_run_with_stacks_of_all(small_world: SmallWorld, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    script = str(Path(__file__).parents[1] / "helpers" / "train_with_fault.py")
+    script = str(Path(__file__).parents[1] / "ranks" / "train_with_fault.py")
     with Launched(
         deepspeed(2, script) + options(small_world, output, "--hang_timeout", "5"),
         tmp_path / "log",

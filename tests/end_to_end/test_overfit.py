@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.launch import deepspeed, run
-from tests.helpers.rank_tasks import write_deepspeed
 from tests.helpers.small_world import byte_tokenizer
+from tests.ranks.launch import deepspeed, run
+from tests.ranks.rank_tasks import write_deepspeed
 
 WORDS = ["red", "tea", "no", "why", "sun", "yes", "go", "cat", "big", "old", "run", "sea", "ten", "fly", "hot", "up"]
 

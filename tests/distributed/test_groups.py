@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dialogpt_ds.distributed.world import SECONDS_AFTER_HANG, WITHOUT_LIMIT, World
-from tests.helpers.rank_pool import RankPool
-from tests.helpers.rank_tasks import engine_of, settings_of, write_deepspeed
+from tests.ranks.rank_pool import RankPool
+from tests.ranks.rank_tasks import engine_of, settings_of, write_deepspeed
 
 SmallWorld = tuple[Path, Path]
 
