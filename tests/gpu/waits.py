@@ -15,7 +15,7 @@ from tests.ranks.waits import OTHERS, Waits, counted_on_cpu, watched
 STEPS = (3, 4, 5)
 """Which are counted."""
 ACCUMULATION = 2
-OURS = {"engine.py train_step": 1}
+OURS = {"step.py train_step": 1}
 """Waits of this repository in a step, by place: the reading of its sums. None belongs to a micro-batch, of which a step
 has two."""
 OF_DEEPSPEED = 12

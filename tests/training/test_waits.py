@@ -49,6 +49,6 @@ def test_a_step_waits_for_the_device_once_and_a_micro_batch_never(
     for name, pool in (("one", one_rank), ("two", two_ranks)):
         for counts in pool.run(waits_of_a_step, [*argv, "--output_dir", str(tmp_path / f"{name}")]):
             of_deepspeed = counts.pop("deepspeed")
-            ours = {"dialogpt_ds": {"engine.py train_step": 1}, "transformers": {}, "others": {}}
+            ours = {"dialogpt_ds": {"step.py train_step": 1}, "transformers": {}, "others": {}}
             assert counts == ours, "the sums of the step; what else is here waits, too"
             assert sum(of_deepspeed.values()) <= OF_DEEPSPEED[stage], of_deepspeed
