@@ -1,6 +1,7 @@
 """Shared ground of the tests: their own environment, and small shard directories made once."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,9 @@ for name in (*OF_LAUNCHERS, *OF_NETWORKS, "WANDB_API_KEY"):
     os.environ.pop(name, None)
 for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_"))]:
     del os.environ[name]
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # In the background of a script it is ignored, and what is started here would inherit that and hear of no Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 
 
