@@ -62,7 +62,8 @@ def open_inputs(
     """Decide about every input before any is read.
 
     Raises:
-        UserError: no input, a missing or unreadable file, an undecidable one, a persona that nobody speaks for.
+        UserError: no input, a missing or unreadable file, an undecidable one, a persona where the format does
+            not say who speaks.
     """
     chosen = FORMATS.get(format_name)
     if not paths and chosen is not None and chosen.own_input is not None:

@@ -29,8 +29,10 @@ class ShardArguments:
     turn_weights: TurnWeights = "auto"
     """Whether the turns of a DialoGPT TSV begin with a weight; auto decides it from the head of each file and says
     so."""
-    persona: str = ""
-    """Learn the turns of this speaker only (scripts with name and line, chat logs, JSON Lines with roles)."""
+    persona: str = option(
+        "", words={"speaking": ", ".join(kind.speakers for kind in FORMATS.values() if kind.speakers)}
+    )
+    """Learn the turns of this speaker only ({speaking})."""
     history: int = 7
     """Lines of context before each line of --persona in a script."""
 

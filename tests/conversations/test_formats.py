@@ -278,7 +278,7 @@ def test_the_reversed_direction_learns_what_was_said_from_the_reply() -> None:
 
 def test_a_new_format_is_a_class_and_its_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slashes(Format):
-        name, summary, title, missing = "slashes", "turns between slashes", "turns between slashes", "no slash"
+        name, summary, title, missing = "slashes", "turns between slashes", "turns between slashes", "has no slash"
 
         @classmethod
         def recognises(cls, head: files.Head) -> bool:
@@ -295,5 +295,11 @@ def test_a_new_format_is_a_class_and_its_entry(tmp_path: Path, monkeypatch: pyte
             [["how are you", "fine"]],
         )
         assert source.facts()["format"] == "slashes"
-    with pytest.raises(UserError, match=r"no NAME: text, and no slash\. Name the --format"):
+    with pytest.raises(UserError, match=r", and has no slash\. Name the --format"):
         opened(tmp_path, "a.txt", "just a line\n")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_in_the_table_for_users(name: str) -> None:
+    page = (ROOT / "preprocess" / "README.md").read_text(encoding="utf-8")
+    assert f"\n| `{name}` |" in page

@@ -1,6 +1,8 @@
 """What every format is: an object that knows its files by their head and reads their records.
 
-A new format is a class like these in a file of its own, and its entry in FORMATS.
+A new format is a subclass of Format in a file of its own, and its entry in FORMATS. `name`, `summary`, `title`,
+`recognises` and `read` are needed, the rest has defaults. `chat_log.py` is a format whose conversations are several
+lines, `jsonl.py` one in which each line is a conversation.
 """
 
 from abc import ABC, abstractmethod
@@ -38,15 +40,18 @@ class Format(ABC):
     title: ClassVar[str]
     """What a person is told that a file is; `describe` may say more."""
     missing: ClassVar[str] = ""
-    """What a file of no known format lacks of it, in the error for that; empty: it is not worth a word."""
+    """What is said behind "It" of a file that has no known format, as "has no NAME: text"; empty: nothing."""
     default_targets: ClassVar[Targets] = "last"
     """Which turns are learned where the input says nothing."""
     by_lines: ClassVar[bool] = False
-    """Whether each line is a record, whatever stands before it, so that processes can share a file."""
+    """Whether each line is a record, whatever stands before it, so that processes can share a file; else one process
+    reads the records in order, and others encode them."""
     from_stdin: ClassVar[bool] = True
     """Whether standard input can have it."""
     has_speakers: ClassVar[bool] = False
     """Whether its turns say who speaks, so that a persona can be chosen."""
+    speakers: ClassVar[str] = ""
+    """Which of its files do so, in the help of --persona."""
     own_input: ClassVar[Callable[[], Path] | None] = None
     """Returns the file that is read without --input."""
 
@@ -54,6 +59,8 @@ class Format(ABC):
     @abstractmethod
     def recognises(cls, head: Head) -> bool:
         """Return whether a file has this format, given that no format before it in FORMATS recognises it.
+
+        It is asked about any file, an empty one and standard input too; `head.texts` are the lines that are not blank.
 
         Raises:
             UserError: it nearly does, and can be made so.
@@ -73,8 +80,14 @@ class Format(ABC):
         return self.title
 
     def records(self, lines: Iterator[bytes], path: str) -> Iterator[Record]:
-        """Yield the records of lines with their line ends; `path` is for errors. As it stands here: a record for each
-        line.
+        r"""Yield the records of lines, in their order; as it stands here, a record for each line.
+
+        Nothing that somebody says is dropped: what belongs to no conversation is a record that `read` rejects, and what
+        follows it begins a new one, since it was not said to what came before.
+
+        Args:
+            lines: with their ends, "\n" or "\r\n".
+            path: for errors.
 
         Raises:
             UserError: what is wrong with the file as a whole.

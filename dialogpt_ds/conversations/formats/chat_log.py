@@ -19,7 +19,8 @@ class ChatLog(Format):
     name = "chat"
     summary = "NAME: text"
     title = "chat log, NAME: text"
-    missing = "no NAME: text"
+    missing = "has no NAME: text"
+    speakers = "chat logs"
     default_targets = "all"
     has_speakers = True
 

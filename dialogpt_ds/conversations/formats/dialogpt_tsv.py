@@ -57,7 +57,7 @@ class DialogptTsv(Format):
     name = "dialogpt"
     summary = "weighted or plain TSV"
     title = "DialoGPT TSV"
-    missing = "no tab as in source<TAB>target"
+    missing = "has no tab as in source<TAB>target"
     by_lines = True
 
     @classmethod

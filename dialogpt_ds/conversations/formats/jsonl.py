@@ -32,6 +32,7 @@ class JsonLines(Format):
     summary = "JSON Lines"
     title = "JSON Lines"
     missing = "is no JSON Lines"
+    speakers = "JSON Lines with roles"
     default_targets = "assistant"
     by_lines = True
     has_speakers = True

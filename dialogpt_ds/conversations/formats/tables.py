@@ -66,6 +66,7 @@ class ResponseTable(Format):
     summary = "or TSV with a header"
     title = "a table"
     missing = "has no header with response and context or name and line"
+    speakers = "scripts with name and line"
 
     @classmethod
     def recognises(cls, head: Head) -> bool:
