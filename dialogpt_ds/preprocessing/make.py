@@ -211,8 +211,8 @@ class Assembly:
                 raise RunError(
                     f"the {split} part has no example: {balance.conversations:,} of {whole.conversations:,} "
                     f"conversations came to it, "
-                    f"{balance.without_target:,} of them without a turn to learn. See --targets and "
-                    f"--validation_fraction. "
+                    f"{balance.without_target:,} of them without a turn to learn. See --targets, --persona "
+                    f"and --validation_fraction. "
                     "No manifest was written."
                 )
 
