@@ -80,19 +80,14 @@ def test_commands_only_parse_and_call(file: Path) -> None:
 def test_training_options_are_frozen() -> None:
     """Other people's scripts use these names; a change here is a change for them, and belongs into CHANGELOG.md."""
     assert " ".join(field.name for field in dataclasses.fields(TrainingArguments)) == (
-        "model_name_or_path init_checkpoint dropout no_token_id attention "
-        "activation_checkpointing chunked_head torch_compile train_input_file eval_input_file normalize_data "
-        "max_seq_length "
-        "packing loader_workers on_bad_block cache_dir cache_gb seed train_batch_size valid_batch_size "
-        "gradient_accumulation_steps learning_rate lr_schedule warmup_steps warmup_proportion num_optim_steps fp16 "
-        "loss_scale "
-        "deterministic max_skipped_steps "
-        "deepspeed_config valid_step skip_eval sample_prompts sample_max_new_tokens "
-        "save_step save_minutes keep_checkpoints resume continue_from changed_order hang_timeout contact_timeout "
-        "output_dir log_dir pbar wandb_project wandb_entity wandb_run_name wandb_tags wandb_group wandb_job_type "
-        "wandb_artifacts wandb_mode tensorboard verbose print_config plot_schedule dry_run "
-        "gpu link "
-        "expect_world_size local_rank"
+        "model_name_or_path init_checkpoint dropout no_token_id attention activation_checkpointing chunked_head "
+        "torch_compile train_input_file eval_input_file normalize_data max_seq_length packing loader_workers "
+        "on_bad_block cache_dir cache_gb seed train_batch_size valid_batch_size gradient_accumulation_steps "
+        "learning_rate lr_schedule warmup_steps warmup_proportion num_optim_steps fp16 loss_scale deterministic "
+        "max_skipped_steps deepspeed_config valid_step skip_eval sample_prompts sample_max_new_tokens save_step "
+        "save_minutes keep_checkpoints resume continue_from changed_order hang_timeout contact_timeout output_dir "
+        "log_dir pbar wandb_project wandb_entity wandb_run_name wandb_tags wandb_group wandb_job_type wandb_artifacts "
+        "wandb_mode tensorboard verbose print_config plot_schedule dry_run gpu link expect_world_size local_rank"
     )
 
 

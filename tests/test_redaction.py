@@ -78,7 +78,6 @@ def test_nested_values_and_names_of_keys() -> None:
 def test_a_configuration_that_lost_a_secret_says_so_when_it_is_used_again() -> None:
     found = argument_problems(TrainingArguments(train_input_file="https://a/b?(left out)", skip_eval=True))
     assert found == [
-        "--train_input_file 'https://a/b?(left out)': a secret was left out when this was written down; give the "
-        "whole value on the "
-        "command line"
+        "--train_input_file 'https://a/b?(left out)': a secret was left out when this was written down; give the whole "
+        "value on the command line"
     ]

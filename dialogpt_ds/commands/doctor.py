@@ -10,11 +10,9 @@ from dialogpt_ds.errors import EXIT_DONE, EXIT_RUN_FAILED
 REPORT_SECONDS = 55.0
 """The report is complete by then, whatever hangs."""
 DESCRIPTION = (
-    "Look at the hosts, the software and the configuration of a run before it starts, in less than a minute. Takes "
-    "the run's own "
-    "arguments, and --hostfile, --num_gpus, --master_port, --master_addr and --ssh_port of the deepspeed launcher. "
-    "Exit code 1 when "
-    "training would fail, 0 otherwise."
+    "Look at the hosts, the software and the configuration of a run before it starts, in less than a minute. Takes the "
+    "run's own arguments, and --hostfile, --num_gpus, --master_port, --master_addr and --ssh_port of the deepspeed "
+    "launcher. Exit code 1 when training would fail, 0 otherwise."
 )
 
 

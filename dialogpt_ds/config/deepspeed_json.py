@@ -59,8 +59,7 @@ _REFUSED_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
         f"activation_checkpointing.{name}": (
             (True,),
             "DeepSpeed applies the block only to models that call its own checkpoint function, and would do nothing "
-            "here. Give "
-            "--activation_checkpointing on the command line, and remove the key",
+            "here. Give --activation_checkpointing on the command line, and remove the key",
         )
         for name in (
             "partition_activations",

@@ -48,8 +48,8 @@ def parse_sources(given: str | list[str], what: str) -> list[NamedSource]:
     if sum(weights) > MAX_PERIOD:
         raise UserError(
             f"{what}: the weights {', '.join(str(float(weight)) for weight, _ in found)} come to "
-            f"{':'.join(map(str, weights))} in whole "
-            f"rows, which repeats only after {sum(weights):,}; round them so that it is at most {MAX_PERIOD:,}"
+            f"{':'.join(map(str, weights))} in whole rows, which repeats only after {sum(weights):,}; round them so "
+            f"that it is at most {MAX_PERIOD:,}"
         )
     return [NamedSource(path, weight) for weight, path in zip(weights, paths, strict=True)]
 
@@ -60,9 +60,8 @@ def _entry(entry: str, count: int, what: str) -> tuple[Fraction, str]:
         if count > 1:
             raise UserError(
                 f"{what}: {entry.strip()!r} has no weight; of several directories each needs one in front, as in "
-                f"3:DIR_A,1:DIR_B "
-                "(three rows of DIR_A for one of DIR_B). Weights in proportion to their tokens show all of them "
-                "equally often."
+                "3:DIR_A,1:DIR_B (three rows of DIR_A for one of DIR_B). Weights in proportion to their tokens show "
+                "all of them equally often."
             )
         return Fraction(1), entry.strip()
     weight, path = Fraction(match[1]), match[2]

@@ -135,8 +135,7 @@ def _failures_of_wandb(project: str) -> Iterator[None]:
         raise RunError(
             f"the dashboard could not be saved on {server()}: {' '.join(str(error).split())}\n"
             f"Look whether that server works, whether it has the project {project!r} (a first training run makes it), "
-            f"and whether "
-            "this key may write there; --entity names the project's team or user"
+            "and whether this key may write there; --entity names the project's team or user"
         ) from error
 
 

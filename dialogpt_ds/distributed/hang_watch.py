@@ -69,8 +69,7 @@ class HangWatch:
             file.write(_collectives())
         hint = (
             "; the rank whose main thread is not in a collective is the one that hangs. The last complete checkpoint "
-            "is kept: the same "
-            "command goes on from it."
+            "is kept: the same command goes on from it."
         )
         print(f"run failed: {say}{hint if self._rank == 0 else ''}", file=self._stderr, flush=True)
         time.sleep(STACKS_SECONDS)

@@ -90,10 +90,9 @@ class RendezvousWatch:
             if self._speaks or over:
                 print(
                     f"{'run failed: ' if over else ''}{self._who} {'has waited' if over else 'waits'} at "
-                    f"{meeting_place()} for the other "
-                    f"processes, {self._size} in all ({waited:,.0f} of {self._limit:,.0f} s). Have all hosts started "
-                    f"theirs, and do they "
-                    "reach this address and port? python launch/doctor.py --hostfile HOSTS finds out",
+                    f"{meeting_place()} for the other processes, {self._size} in all ({waited:,.0f} of "
+                    f"{self._limit:,.0f} s). Have all hosts started theirs, and do they reach this address and port? "
+                    "python launch/doctor.py --hostfile HOSTS finds out",
                     file=sys.stderr,
                     flush=True,
                 )

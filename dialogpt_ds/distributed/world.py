@@ -77,8 +77,7 @@ def check_world(world: World, expected: int | None) -> None:
     if expected is not None and world.size != expected:
         raise UserError(
             f"--expect_world_size {expected}, but {world.size} processes were started: look at the launcher's "
-            f"--num_gpus, "
-            "--num_nodes and --hostfile (a host file that is missing is no error to the launcher)"
+            "--num_gpus, --num_nodes and --hostfile (a host file that is missing is no error to the launcher)"
         )
 
 
@@ -212,22 +211,19 @@ def _why_apart(error: RuntimeError) -> str:
     if "EADDRINUSE" in str(error) or "address already in use" in str(error):
         return (
             f"port {os.environ['MASTER_PORT']}, where this run's processes meet, is taken on this host, perhaps by "
-            f"another run: name "
-            f"another one (deepspeed --master_port 29501 ..., torchrun --master_port 29501 ...). ({said[:200]})"
+            "another run: name another one (deepspeed --master_port 29501 ..., torchrun --master_port 29501 ...). "
+            f"({said[:200]})"
         )
     if "NCCL" in f"{type(error).__name__} {error}":
         reason = str(error).partition("Last error:")[2].strip() or said
         return (
             f"the processes met at {meeting_place()}, but their GPUs could not be connected (NCCL): "
-            f"{' '.join(reason.split())[:500]}. Two "
-            "processes on one GPU, a driver that fails, or an interface that leads nowhere (NCCL_SOCKET_IFNAME) are "
-            "the usual reasons; "
-            "NCCL_DEBUG=INFO says more"
+            f"{' '.join(reason.split())[:500]}. Two processes on one GPU, a driver that fails, or an interface that "
+            "leads nowhere (NCCL_SOCKET_IFNAME) are the usual reasons; NCCL_DEBUG=INFO says more"
         )
     return (
         f"the processes did not come together at {meeting_place()}: do all hosts reach this address and port? python "
-        f"launch/doctor.py "
-        f"--hostfile HOSTS finds out. ({type(error).__name__}: {said[:300]})"
+        f"launch/doctor.py --hostfile HOSTS finds out. ({type(error).__name__}: {said[:300]})"
     )
 
 

@@ -202,8 +202,7 @@ def fit_findings(seen: Seen, ranks: Mapping[str, int], configuration: Configurat
     means = f"{size.num_parameters / 1e6:,.0f} million parameters in {name}, {configuration.precision}"
     way_out = (
         "more processes with ZeRO-2 or 3 (ds_configs/zero3_fp16.json), offload "
-        "(ds_configs/zero2_fp16_offload_optimizer.json), a smaller "
-        "--model; --dry_run shows all stages"
+        "(ds_configs/zero2_fp16_offload_optimizer.json), a smaller --model; --dry_run shows all stages"
     )
     found = [problem(FIT, f"{text} ({means})", way_out) for text in by_host(wrong)]
     found += [warning(FIT, f"{text} ({means})", "--activation_checkpointing, --chunked_head, smaller micro-batches; "

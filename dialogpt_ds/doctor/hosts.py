@@ -105,8 +105,7 @@ def launcher_findings(
                 problem(
                     LAUNCHER,
                     f"the hostfile names {hosts[0].name} alone, and the deepspeed command starts the processes of a "
-                    f"single host on the "
-                    f"machine that it is started on, which is {here.hostname}",
+                    f"single host on the machine that it is started on, which is {here.hostname}",
                     f"start it on {hosts[0].name}, or add --force_multi",
                 )
             ]
@@ -135,9 +134,8 @@ def keep_alive_findings(hosts: Sequence[Host], ssh: Ssh) -> list[Finding]:
     if not silent:
         return [ok(KEEP_ALIVE, "ssh asks the hosts whether they are still there")]
     text = (
-        "ssh never asks whether a host is still there (ServerAliveInterval 0): where a link breaks, the ranks end, "
-        "but the deepspeed "
-        "command waits on"
+        "ssh never asks whether a host is still there (ServerAliveInterval 0): where a link breaks, the ranks end, but "
+        "the deepspeed command waits on"
     )
     way_out = (
         f"export {APPEND}='-o ServerAliveInterval={KEEP_ALIVE_SECONDS}', or ServerAliveInterval "

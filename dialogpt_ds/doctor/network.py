@@ -52,8 +52,7 @@ def way_findings(survey: Survey) -> list[Finding]:
                if visit.connect_problem and name in others]  # fmt: skip
     way_out = (
         "let the firewalls pass TCP between the hosts, all ports of it (NCCL and gloo take more than this one); where "
-        "the address is that "
-        "of the wrong network: --master_addr ADDRESS"
+        "the address is that of the wrong network: --master_addr ADDRESS"
     )
     if blocked:
         return [problem(NETWORK, text, way_out) for text in by_host(blocked)]

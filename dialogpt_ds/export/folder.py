@@ -243,8 +243,7 @@ def _check(mine: Probe, theirs: Probe, tolerance: float, folder: Path) -> None:
     if not error <= tolerance:
         raise RunError(
             f"the export in {folder} loads, but doesn't say what the trained model says: its logits differ by "
-            f"{error:.3g} of the largest, "
-            f"{tolerance:g} is allowed"
+            f"{error:.3g} of the largest, {tolerance:g} is allowed"
         )
 
 

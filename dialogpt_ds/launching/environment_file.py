@@ -43,10 +43,8 @@ class EnvironmentFile:
             return ""
         return (
             f"{self.path} holds {', '.join(self.secrets)}, and the launcher prints its values in its log and in every "
-            f"host's list of "
-            "processes: put secrets where each host reads them itself (~/.netrc for wandb, HF_HOME's token file for "
-            "the hub), and remove "
-            "the line"
+            "host's list of processes: put secrets where each host reads them itself (~/.netrc for wandb, HF_HOME's "
+            "token file for the hub), and remove the line"
         )
 
 
@@ -165,8 +163,7 @@ def _value_problems(name: str, value: str) -> Iterator[str]:
     ):
         yield (
             f"{name}={shown} does not arrive as it is written: the launcher puts it into double quotes once more, so "
-            f"they end too early. "
-            "Write it without quotes"
+            "they end too early. Write it without quotes"
         )
     elif "`" in value:
         yield f"{name}={shown} is run as a command by the shell on each host: write the value itself"

@@ -73,9 +73,8 @@ def _lines(path: Path) -> list[str]:
             return file.readlines()
     except FileNotFoundError as error:
         raise UserError(
-            f"hostfile {str(path)!r} does not exist (looked in {path.absolute().parent}); the launcher would only "
-            f"warn and start the run "
-            f"on this machine alone. Correct the path, or make the file with {ENTRY}"
+            f"hostfile {str(path)!r} does not exist (looked in {path.absolute().parent}); the launcher would only warn "
+            f"and start the run on this machine alone. Correct the path, or make the file with {ENTRY}"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(
@@ -105,15 +104,13 @@ def _entry_problems(host: Host, after: str) -> Iterator[str]:
         yield "has 0 slots, so no process would run there: give the number of its GPUs, or put # in front of the line"
     if not _HARMLESS.fullmatch(after):
         yield (
-            f"has {after.strip()!r} after slots={host.slots}, which the launcher ignores in silence: remove it, or "
-            f"say with slots= what it "
-            "is meant to say"
+            f"has {after.strip()!r} after slots={host.slots}, which the launcher ignores in silence: remove it, or say "
+            "with slots= what it is meant to say"
         )
     if ":" in host.name:
         yield (
             "has a : in the name, and neither ssh nor pdsh takes a port (or an IPv6 address) there: give the port to "
-            "the launcher "
-            "(deepspeed --ssh_port) or as Port in ~/.ssh/config, and write the name or IPv4 address alone"
+            "the launcher (deepspeed --ssh_port) or as Port in ~/.ssh/config, and write the name or IPv4 address alone"
         )
     elif re.search(r"[\[\],]", host.name):
         yield (

@@ -33,17 +33,14 @@ def check_hostfile() -> None:
         if not Path(folder, named).is_file():
             raise UserError(
                 f"the deepspeed command names --hostfile {named}, which does not exist (looked in {folder}); it would "
-                f"have trained on this "
-                "host alone. Correct the name, or leave --hostfile out to train here"
+                "have trained on this host alone. Correct the name, or leave --hostfile out to train here"
             )
         chosen = chosen_hosts([host.name for host in read_hostfile(Path(folder, named))], words)
         if len(chosen) == 1 and not {"--no_ssh", "--force_multi"} & set(words) and not is_this_machine(chosen[0]):
             raise UserError(
                 f"--hostfile {named}, with what else the deepspeed command says, leaves {chosen[0]} alone, and the "
-                f"processes of a single "
-                f"host are started on the machine that the command is started on, {socket.gethostname()}: start it on "
-                f"{chosen[0]}, or add "
-                "--force_multi"
+                "processes of a single host are started on the machine that the command is started on, "
+                f"{socket.gethostname()}: start it on {chosen[0]}, or add --force_multi"
             )
 
 

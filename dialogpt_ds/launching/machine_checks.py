@@ -60,20 +60,17 @@ def why_unused(num_pci: int, num_files: int, cuda_of_torch: str | None) -> str:
     has = f"this machine has {max(num_pci, num_files)} NVIDIA GPU{'s' * (max(num_pci, num_files) != 1)}"
     if cuda_of_torch is None:
         return (
-            f"{has}, but PyTorch is the build for CPUs, so training would be on the CPU: pip install "
-            f"--force-reinstall torch from an index "
-            "of CUDA builds (see launch/constraints.txt for the version)"
+            f"{has}, but PyTorch is the build for CPUs, so training would be on the CPU: pip install --force-reinstall "
+            "torch from an index of CUDA builds (see launch/constraints.txt for the version)"
         )
     if not num_files:
         return (
             f"{has}, but no driver gives them to this system (no /dev/nvidia0), so training would be on the CPU: in a "
-            f"container, start it "
-            "with docker run --gpus all; else install NVIDIA's driver"
+            "container, start it with docker run --gpus all; else install NVIDIA's driver"
         )
     return (
         f"{has}, but PyTorch (CUDA {cuda_of_torch}) can't use them, so training would be on the CPU: look at "
-        f"nvidia-smi; the usual "
-        "reasons are a driver too old for this CUDA, or one that was updated without a restart"
+        "nvidia-smi; the usual reasons are a driver too old for this CUDA, or one that was updated without a restart"
     )
 
 
@@ -100,8 +97,7 @@ def device_troubles(precision: str, device: DeviceFacts) -> Iterator[Trouble]:
     if precision == "fp16" and not device.computes_fp16:
         yield Trouble(
             f"fp16 is on, but this device ({device.name}) can't compute in it. Ways out: --deepspeed_config "
-            f"ds_configs/cpu_bf16.json (or "
-            "another bf16 one), or --fp16 False for fp32, or a machine with a GPU."
+            "ds_configs/cpu_bf16.json (or another bf16 one), or --fp16 False for fp32, or a machine with a GPU."
         )
     if device.rates is not None and not device.rates.bf16_is_fast:
         yield Trouble(
@@ -154,9 +150,8 @@ def op_troubles(to_build: Sequence[NeededOp], tools: BuildTools, cuda_of_torch: 
     what = ", ".join(f"{op.name} ({op.why})" for op in to_build)
     if tools.compiler is None:
         yield Trouble(
-            f"no C++ compiler: DeepSpeed builds {what} on first use, and there is no {tools.compiler_name} on PATH; "
-            f"on Debian, apt-get "
-            "install g++"
+            f"no C++ compiler: DeepSpeed builds {what} on first use, and there is no {tools.compiler_name} on PATH; on "
+            "Debian, apt-get install g++"
         )
     if tools.ninja is None:
         yield Trouble(

@@ -94,9 +94,8 @@ def _meeting_place(scheduler: Scheduler, environment: Environment) -> tuple[str,
         return address, port
     raise UserError(
         f"{scheduler.name} started {environment[scheduler.size]} tasks, but nothing tells them where to meet: set "
-        f"MASTER_ADDR to the first "
-        "host and MASTER_PORT to a port that is free there, for all tasks (mpirun -x MASTER_ADDR=... -x "
-        "MASTER_PORT=29500 ...)"
+        "MASTER_ADDR to the first host and MASTER_PORT to a port that is free there, for all tasks (mpirun -x "
+        "MASTER_ADDR=... -x MASTER_PORT=29500 ...)"
     )
 
 

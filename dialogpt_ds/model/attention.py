@@ -77,8 +77,7 @@ def set_attention(model: Any, wanted: Attention, precision: Precision, dropout: 
     if wanted == "varlen" and not can_be_varlen(model):
         raise UserError(
             f"--attention varlen: model type {model.config.model_type} computes something else with it than with its "
-            f"own attention "
-            f"(windows, capped or biased products, heads wider than {LARGEST_HEAD}); leave it out"
+            f"own attention (windows, capped or biased products, heads wider than {LARGEST_HEAD}); leave it out"
         )
     if wanted == "varlen" or (wanted == "auto" and varlen_problem(precision, dropout) is None and can_be_varlen(model)):
         register_varlen()

@@ -47,8 +47,7 @@ LOWEST, HIGHEST = 0.85, 1.20
 """What is modelled divided by what was published lies between these."""
 ERROR = (
     f"against {len(PUBLISHED)} published figures of an A100 or H100 it gives {LOWEST:.2f} to {HIGHEST:.2f} times what "
-    f"was measured; what "
-    "it says about links and hosts was held against nothing"
+    "was measured; what it says about links and hosts was held against nothing"
 )
 
 

@@ -81,8 +81,8 @@ def find_model(
     if source.config.vocab_size < vocabulary_size:
         raise UserError(
             f"--model {name!r} has {source.config.vocab_size:,} token ids, the shards were made with "
-            f"{vocabulary_size:,}: "
-            "take the model that belongs to their tokenizer, or make the shards with the model's (--tokenizer)"
+            f"{vocabulary_size:,}: take the model that belongs to their tokenizer, or make the shards with the model's "
+            "(--tokenizer)"
         )
     set_dropout(source.config, dropout)
     source.config.eos_token_id = source.config.bos_token_id = eos_id

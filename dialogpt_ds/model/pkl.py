@@ -65,10 +65,9 @@ def _load(path: str, what: str) -> Any:
                 f"{what} {path!r} can't be read as a .pkl of PyTorch with tensors alone; is it whole? ({reason})"
             ) from error
         raise UserError(
-            f"{what} {path!r} holds more than tensors, and loading it would run code that came with the file, so it "
-            f"is refused. "
-            "If you trust where it is from, load it there with torch, and save its state dict alone with torch.save. "
-            f"({_reason(error)})"
+            f"{what} {path!r} holds more than tensors, and loading it would run code that came with the file, so it is "
+            "refused. If you trust where it is from, load it there with torch, and save its state dict alone with "
+            f"torch.save. ({_reason(error)})"
         ) from error
 
 

@@ -55,8 +55,7 @@ def check_model(model: Any, name: str, wants: Wants) -> None:
     if wants.chunked_head and not head_is_linear(model):
         raise UserError(
             f"--chunked_head: the logits of model {name!r} ({model.config.model_type}) are not its output embedding "
-            f"alone (scaled, capped, "
-            "...), so they can't be computed in pieces here; leave it out"
+            "alone (scaled, capped, ...), so they can't be computed in pieces here; leave it out"
         )
     if wants.turn_ids and not takes(model, "token_type_ids"):
         raise UserError(
@@ -65,8 +64,7 @@ def check_model(model: Any, name: str, wants: Wants) -> None:
     if wants.packing and not keeps_examples_apart(model):
         raise UserError(
             f"in model {name!r} ({model.config.model_type}) the examples of a row would see each other: it does not "
-            f"restart where "
-            "position_ids restart. Give --packing False, which puts each example in a row of its own"
+            "restart where position_ids restart. Give --packing False, which puts each example in a row of its own"
         )
 
 
@@ -85,8 +83,7 @@ def check_finite(model: Any, name: str) -> None:
         more = f" and {len(bad) - NAMED:,} more tensors" if len(bad) > NAMED else ""
         raise UserError(
             f"weights of model {name!r} are not finite: {', '.join(found)}{more}. Either the training that wrote them "
-            f"diverged, or "
-            "their file is damaged: take an earlier checkpoint or a fresh copy of the model"
+            "diverged, or their file is damaged: take an earlier checkpoint or a fresh copy of the model"
         )
 
 

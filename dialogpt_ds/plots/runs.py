@@ -109,8 +109,8 @@ def _metrics_path(place: str) -> Path:
     if not file.is_file():
         looked = file.absolute() if path.is_dir() else f"{path.absolute()}, which does not exist"
         raise UserError(
-            f"RUN {place!r}: no {METRICS_FILE} (looked for {looked}); "
-            f"give the output_dir of a training run, or the {METRICS_FILE} itself"
+            f"RUN {place!r}: no {METRICS_FILE} (looked for {looked}); give the output_dir of a training run, or the "
+            f"{METRICS_FILE} itself"
         )
     return file
 

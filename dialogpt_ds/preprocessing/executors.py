@@ -98,8 +98,7 @@ def in_order(in_flight: int, started: Iterable[tuple[_Item, Future[Any] | None]]
     except (BrokenExecutor, CancelledError) as error:
         raise RunError(
             f"a worker process ended before its work ({error}); was it killed for want of memory? Finished parts are "
-            f"kept: run the same "
-            "command again, with fewer --workers if need be"
+            "kept: run the same command again, with fewer --workers if need be"
         ) from error
     finally:
         for _, future in waiting:

@@ -210,10 +210,8 @@ class Assembly:
             if not balance.examples:
                 raise RunError(
                     f"the {split} part has no example: {balance.conversations:,} of {whole.conversations:,} "
-                    f"conversations came to it, "
-                    f"{balance.without_target:,} of them without a turn to learn. See --targets, --persona "
-                    f"and --validation_fraction. "
-                    "No manifest was written."
+                    f"conversations came to it, {balance.without_target:,} of them without a turn to learn. See "
+                    "--targets, --persona and --validation_fraction. No manifest was written."
                 )
 
     def finish(self, tokenizer: Any, vocabulary: str, say: Say) -> dict[str, Manifest]:

@@ -139,8 +139,7 @@ class OutputFolder:
         if foreign:
             raise UserError(
                 f"--output {self.path}: {foreign[0]} is there already, and no unfinished run that it could belong to; "
-                f"name another "
-                "folder, or delete it"
+                "name another folder, or delete it"
             )
         self.parts.mkdir(exist_ok=True)
         replace_text(file, json.dumps(configuration, indent=2, ensure_ascii=False) + "\n")
@@ -157,8 +156,7 @@ class OutputFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"--output {self.path} holds finished shards, and its {REPORT} doesn't say of what ({error!r}); name "
-                f"another folder, or "
-                "delete them"
+                "another folder, or delete them"
             ) from error
 
     def _shard_files(self) -> list[Path]:

@@ -213,8 +213,7 @@ class EncodedPart(NamedTuple):
         if part.content_sum != self.content_sum:
             raise UserError(
                 f"{self.path} was made of other text than {self.source.path} gives now: the input has changed since. "
-                f"Delete "
-                f"{self.path.parent} and start anew."
+                f"Delete {self.path.parent} and start anew."
             )
         return part
 

@@ -105,8 +105,7 @@ def parse_manifest(text: bytes, file: str) -> Manifest:
         if version != (FORMAT_NAME, FORMAT_VERSION):
             raise UserError(
                 f"{file} is {version[0]} version {version[1]}, this program reads {FORMAT_NAME} version "
-                f"{FORMAT_VERSION}: "
-                "make the shards again, or use the program they were made with"
+                f"{FORMAT_VERSION}: make the shards again, or use the program they were made with"
             )
         manifest = Manifest(**(content | {"shardlist": [ShardEntry(**entry) for entry in content["shardlist"]]}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -188,8 +188,7 @@ def members_of(
                 ends = f"; the file ends at {len(shard):,}" if len(content) < size else ""
                 raise DamagedShardError(
                     f"{place}, member {full_name}, offset {position:,}: checksum {crc:08x}, expected "
-                    f"{expected:08x}{ends}; "
-                    "the file was altered or is damaged: copy or make the shard again"
+                    f"{expected:08x}{ends}; the file was altered or is damaged: copy or make the shard again"
                 )
             found[name] = content
         position += TAR_HEADER + -(-size // TAR_HEADER) * TAR_HEADER

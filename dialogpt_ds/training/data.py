@@ -133,8 +133,8 @@ class TrainingData:
             raise RunError(fatal[0].message)
         if self.settings.arguments.on_bad_block == "stop":
             raise RunError(
-                f"{_messages(blocks)}\nThe last complete checkpoint is untouched: mend the data and start the same "
-                f"command again, or give "
+                f"{_messages(blocks)}\n"
+                "The last complete checkpoint is untouched: mend the data and start the same command again, or give "
                 "--on_bad_block skip to train without what can't be read."
             )
         self.close()
@@ -143,9 +143,8 @@ class TrainingData:
         examples = sum(int(directories[b.source].index.examples[b.block]) for b in blocks)
         return (
             f"warning: {len(blocks):,} of {sum(d.num_blocks for d in directories):,} blocks can't be read and are "
-            f"skipped from here on, "
-            f"{examples:,} examples; {self.num_skipped_blocks:,} blocks with {self.num_skipped_examples:,} examples "
-            f"in all:\n"
+            f"skipped from here on, {examples:,} examples; {self.num_skipped_blocks:,} blocks with "
+            f"{self.num_skipped_examples:,} examples in all:\n"
             f"{_messages(blocks)}"
         )
 

@@ -76,9 +76,8 @@ def check_cache(directories: list[ShardDirectory], cache: CacheSettings) -> None
     if needed > cache.max_bytes:
         raise UserError(
             f"--cache_gb {cache.max_bytes / 1e9:g} is too small for the remote shards in use at one time: the two "
-            f"groups of "
-            f"{SHARDS_PER_GROUP} shards of each directory that are read and fetched ahead have {needed / 1e9:.3g} GB; "
-            f"give that or more"
+            f"groups of {SHARDS_PER_GROUP} shards of each directory that are read and fetched ahead have "
+            f"{needed / 1e9:.3g} GB; give that or more"
         )
 
 
@@ -119,9 +118,8 @@ def shards_tokenizer(train: ShardDirectory) -> Any:
         where = str(folder) if folder.is_dir() else manifest.tokenizer["name"]
         raise UserError(
             f"tokenizer {where!r} is not the one that {train.folder} was made with: its vocabulary has sha256 "
-            f"{found[:12]}, the "
-            f"manifest says {manifest.tokenizer['sha256'][:12]}. Put the right tokenizer there, or make the shards "
-            f"again."
+            f"{found[:12]}, the manifest says {manifest.tokenizer['sha256'][:12]}. Put the right tokenizer there, or "
+            "make the shards again."
         )
     return tokenizer
 
@@ -144,8 +142,7 @@ def check_model_tokenizer(model: ModelSource, train: ShardDirectory) -> None:
     if found != expected["sha256"]:
         raise UserError(
             f"--model {model.name!r} has a tokenizer with sha256 {found[:12]}, the shards in {train.folder} were made "
-            f"with "
-            f"{expected['name']!r}, sha256 {expected['sha256'][:12]}: make the shards again with --tokenizer "
+            f"with {expected['name']!r}, sha256 {expected['sha256'][:12]}: make the shards again with --tokenizer "
             f"{tokenizer}"
         )
 
@@ -179,8 +176,7 @@ def check_row_length(
         if row_length < directory.manifest.max_seq_length:
             made = directory.manifest.max_seq_length
             raise UserError(
-                f"--max_seq_length {row_length} is below the limit of {made} tokens that {name} {directory.name!r} "
-                f"was made "
-                f"with, so its longest examples would not fit: give {made} or more, or make shards with "
+                f"--max_seq_length {row_length} is below the limit of {made} tokens that {name} {directory.name!r} was "
+                f"made with, so its longest examples would not fit: give {made} or more, or make shards with "
                 f"--max_seq_length {row_length}"
             )

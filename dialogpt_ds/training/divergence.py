@@ -82,10 +82,8 @@ class DivergenceWatch:
             return Verdict()
         warning = (
             f"warning: the loss of step {state.global_step:,} jumped to {loss:.4f}, usual are {spike} (gradient norm "
-            f"{_or_unknown(norm)}, "
-            f"learning rate {rate:.3e}). If it does not come back within some hundred steps: a lower learning_rate, a "
-            f"longer warm-up, or "
-            "gradient_clipping below 1"
+            f"{_or_unknown(norm)}, learning rate {rate:.3e}). If it does not come back within some hundred steps: a "
+            "lower learning_rate, a longer warm-up, or gradient_clipping below 1"
         )
         return Verdict(warning=warning)
 
@@ -111,8 +109,7 @@ class DivergenceWatch:
             return None
         return (
             f"warning: {count} updates in a row were skipped, because gradients overflow fp16; its loss scale is "
-            f"{scale.after:g} now "
-            f"(the run ends after {self.limit:,})"
+            f"{scale.after:g} now (the run ends after {self.limit:,})"
         )
 
     def _spike(self, loss: float) -> str | None:
@@ -187,10 +184,10 @@ def divergence_error(
             _lines(_losses_of_rows(batches, engine, settings, device, beat), _weights_are_broken(engine, device))
         )
     return RunError(
-        f"step {found.step:,}: training has diverged: {found.why}.\nThe step's rows, each run once more with the "
-        f"weights as they are:"
-        f"\n  {rows}\nNothing of this step was saved; {saved}. What helps: {advice}. If a few rows stand out, look at "
-        f"them "
+        f"step {found.step:,}: training has diverged: {found.why}.\n"
+        "The step's rows, each run once more with the weights as they are:\n"
+        f"  {rows}\n"
+        f"Nothing of this step was saved; {saved}. What helps: {advice}. If a few rows stand out, look at them "
         "(inspect_shards.py --at)."
     )
 

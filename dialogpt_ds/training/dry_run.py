@@ -196,6 +196,6 @@ def _micro_batch(traced: Trace | None, settings: Settings, planning: Planning) -
     device = planning.gpu.name if planning.gpu else "a GPU of compute capability {}.{}".format(*planning.capability)
     return (
         f"{settings.batch.micro} rows of {settings.row_length} on {device} with {HOW[planning.planned.isolation]}, by "
-        f"the shapes of all "
-        f"tensors: {traced.kept.total() / GIB:.2f} kept for the backward pass, {traced.peak / GIB:.2f} at most"
+        f"the shapes of all tensors: {traced.kept.total() / GIB:.2f} kept for the backward pass, "
+        f"{traced.peak / GIB:.2f} at most"
     )

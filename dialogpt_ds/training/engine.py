@@ -118,9 +118,8 @@ def _compile_loss(settings: Settings, loss: TargetLoss) -> None:
     problem = compile_loss(device, vocabulary, DTYPES[settings.precision])
     if problem and settings.world.is_first:
         print(
-            f"warning: the loss can't be compiled ({problem}), and takes several times as long without: Triton and a "
-            f"C compiler "
-            "are needed for it (on Debian, apt-get install gcc)",
+            f"warning: the loss can't be compiled ({problem}), and takes several times as long without: Triton and a C "
+            "compiler are needed for it (on Debian, apt-get install gcc)",
             file=sys.stderr,
         )
 

@@ -303,8 +303,7 @@ class TrainingRun:
             )
         self.last_words = (
             f"stopped by {reason}: step {step:,} of {self.arguments.num_optim_steps:,} is saved in "
-            f"{self.saver.folder.path(step)}; "
-            "the same command goes on from it"
+            f"{self.saver.folder.path(step)}; the same command goes on from it"
         )
         return exit_code_of(reason)
 

@@ -34,8 +34,7 @@ def lock_output(output_dir: Path) -> FileLock:
     except Timeout as error:
         raise UserError(
             f"--output_dir {output_dir}: another run is at work in it (it holds {output_dir / OUTPUT_LOCK}); wait for "
-            f"its "
-            "end, or name another folder"
+            "its end, or name another folder"
         ) from error
     return lock
 
@@ -77,11 +76,10 @@ def check_shared(output_dir: Path, is_first: bool) -> None:
     if blind:
         hosts = sorted({host for _, host in blind})
         raise UserError(
-            f"--output_dir {output_dir} is not one folder for all processes: what rank 0 writes on {seen[0][0]} is "
-            f"not seen "
-            f"by rank {', '.join(str(rank) for rank, _ in blind)} on {', '.join(hosts)}. A checkpoint would be "
-            f"scattered over the nodes' "
-            "own disks. Name a folder on a disk that all nodes share (NFS, Lustre), under the same path on each."
+            f"--output_dir {output_dir} is not one folder for all processes: what rank 0 writes on {seen[0][0]} is not "
+            f"seen by rank {', '.join(str(rank) for rank, _ in blind)} on {', '.join(hosts)}. A checkpoint would be "
+            "scattered over the nodes' own disks. Name a folder on a disk that all nodes share (NFS, Lustre), under "
+            "the same path on each."
         )
 
 

@@ -92,9 +92,8 @@ def abort_rank(error: Exception, rank: int, verbose: bool, contact: HostWatch) -
     if isinstance(error, RuntimeError) and any(words in f"{type(error).__name__} {error}" for words in LOST_CONTACT):
         print(
             f"run failed: rank {rank} has lost contact with {contact.lost() or 'another rank'}, which has ended or "
-            f"can't be reached; its "
-            "own message, if it had time for one, stands above. The last complete checkpoint is kept: the same "
-            "command goes on from it. "
+            "can't be reached; its own message, if it had time for one, stands above. The last complete checkpoint is "
+            "kept: the same command goes on from it. "
             f"({without_secrets((str(error).splitlines() or [repr(error)])[0][:200])})",
             file=sys.stderr,
         )

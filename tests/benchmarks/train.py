@@ -114,9 +114,9 @@ def table(arguments: argparse.Namespace, model: str, length: int, shards: Path, 
             found.setdefault("transformers.Trainer", []).append(peer(arguments, model, length))
     peak_flops = statistics.median(peaks)
     print(
-        f"\n{model}, rows of {length}, {arguments.rows} rows a step, {arguments.precision}, {arguments.rounds} x "
-        f"{arguments.steps} steps; "
-        f"matmul peak {peak_flops / 1e9:,.0f} GFLOP/s"
+        "\n"
+        f"{model}, rows of {length}, {arguments.rows} rows a step, {arguments.precision}, {arguments.rounds} x "
+        f"{arguments.steps} steps; matmul peak {peak_flops / 1e9:,.0f} GFLOP/s"
     )
     print(f"{'':<22} {'real tokens/s':>14} {'targets/s':>10} {'padding':>8} {'MFU':>6} {'peak GiB':>9}")
     medians = {}

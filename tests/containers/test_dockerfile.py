@@ -190,8 +190,8 @@ def test_every_operator_that_a_shipped_configuration_uses_is_built() -> None:
         "no GPU is visible in a build, and DeepSpeed would take the CPU's operators"
     )
     code = (
-        "import json; from deepspeed.ops.op_builder.all_ops import ALL_OPS;"
-        " print(json.dumps({one.BUILD_VAR: name for name, one in ALL_OPS.items()}))"
+        "import json; from deepspeed.ops.op_builder.all_ops import ALL_OPS; print(json.dumps({one.BUILD_VAR: name for "
+        "name, one in ALL_OPS.items()}))"
     )
     said = subprocess.run(
         [sys.executable, "-c", code],

@@ -162,9 +162,8 @@ def test_an_output_dir_without_renames_is_a_problem(tmp_path: Path) -> None:
         facts = node(**host_facts.output_folder(Request(str(tmp_path), output_dir=str(output))))
         assert levels(findings := limits.output_findings([("", facts)], output, 1, 1, 1)) == ["problem"]
         assert findings[0].text == (
-            f"{output} can't be written to as a checkpoint is: its folders can't be renamed (Operation not "
-            f"permitted), for --output_dir "
-            f"{output}"
+            f"{output} can't be written to as a checkpoint is: its folders can't be renamed (Operation not permitted), "
+            f"for --output_dir {output}"
         )
     facts = node(**host_facts.output_folder(Request(str(tmp_path), output_dir=str(tmp_path / "to-be-made"))))
     assert levels(limits.output_findings([("", facts)], tmp_path, 1, 1, 1)) == ["ok"]

@@ -193,7 +193,6 @@ def test_bf16_that_a_gpu_only_emulates_is_refused_with_the_way_out(small_world: 
     assert result.returncode == 2, result.stderr
     assert (
         "error: bf16 needs compute capability 8.0, and the GPU of rank 0 (Tesla V100) has 7.0: take a fp16 "
-        "configuration, such as "
-        "ds_configs/zero1_fp16.json"
+        "configuration, such as ds_configs/zero1_fp16.json"
     ) in result.stderr
     assert not (tmp_path / "out").exists()

@@ -204,8 +204,8 @@ def test_where_nothing_can_compare_logits_the_weights_were_and_a_warning_says_so
     monkeypatch.setattr(folder, "_both_in_fp32", no_memory)
     assert write_export(weights, said, description, tmp_path / "good", "card", 1) == (
         "warning: the weights of the export were compared bit for bit and are equal; the logits were not compared (on "
-        "cuda:0: "
-        "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.; on the CPU: MemoryError: std::bad_alloc)"
+        "cuda:0: OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.; on the CPU: MemoryError: "
+        "std::bad_alloc)"
     )
     assert exported_step(tmp_path / "good") == 1
     # What was written is held against the weights all the same.

@@ -9,9 +9,8 @@ from tests.gpu.common import ON_GPU, ROOT, shards, work
 
 TEXT = (
     "the of to and in is it you that he was for on are with as they be at one have this from or had by hot but some "
-    "what there we can "
-    "out other were all your when up use word how said an each she which do their time if will way about many then "
-    "them would write"
+    "what there we can out other were all your when up use word how said an each she which do their time if will way "
+    "about many then them would write"
 )
 WORDS = TEXT.split()
 

@@ -31,8 +31,7 @@ def test_more_processes_than_gpus_are_a_problem() -> None:
     (trouble,) = count_troubles(3, 2, "4,5")
     assert str(trouble) == (
         "3 processes, but 2 GPUs (CUDA_VISIBLE_DEVICES=4,5): start no more than 2 there, by deepspeed --num_gpus 2 or "
-        "slots=2 in the "
-        "hostfile"
+        "slots=2 in the hostfile"
     )
     assert list(count_troubles(2, 2)) == []
 
@@ -47,8 +46,7 @@ def test_fp16_without_hardware_and_slow_bf16_are_said() -> None:
     assert not slow.fatal
     assert slow.text == (
         "bf16 is slower than fp32 on this CPU (a matrix product on one core, measured now: 25 GFLOP/s in bf16, 119 in "
-        "fp32): take "
-        "--deepspeed_config ds_configs/cpu_fp32.json"
+        "fp32): take --deepspeed_config ds_configs/cpu_fp32.json"
     )
     assert list(device_troubles("bf16", DeviceFacts("cpu", rates=CpuRates(fp32=119e9, bf16=119e9)))) == []
 

@@ -102,8 +102,7 @@ def test_what_has_to_be_built_is_said_with_its_folder(monkeypatch: pytest.Monkey
     monkeypatch.setenv(OPS_VARIABLE, str(tmp_path))
     assert build_notice(OFFLOADED, on_gpu=False) == (
         "DeepSpeed builds deepspeed_shm_comm (ranks on a CPU exchange data through shared memory), cpu_adam (the "
-        "optimizer is offloaded "
-        f"to the host) now, once for this environment, in {tmp_path}: about a minute each"
+        f"optimizer is offloaded to the host) now, once for this environment, in {tmp_path}: about a minute each"
     )
     build(tmp_path, "cpu_adam", include_paths()[0])
     assert build_notice(OFFLOADED, on_gpu=True) == ""

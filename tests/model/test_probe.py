@@ -177,10 +177,8 @@ def test_weights_that_are_not_finite_are_named_before_anything_else_is_said_of_t
         check_model(model, "mine", Wants(chunked_head=True))
     assert str(caught.value) == (
         "weights of model 'mine' are not finite: model.layers.1.mlp.up_proj.weight (5 of 2,048 values), "
-        "model.norm.weight (1 of 32 "
-        "values). Either the training that wrote them diverged, or their file is damaged: take an earlier checkpoint "
-        "or a fresh copy of "
-        "the model"
+        "model.norm.weight (1 of 32 values). Either the training that wrote them diverged, or their file is damaged: "
+        "take an earlier checkpoint or a fresh copy of the model"
     )
     with torch.no_grad():
         for weight in model.parameters():

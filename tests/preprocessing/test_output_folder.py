@@ -286,11 +286,11 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     """RLIMIT_FSIZE makes the kernel refuse the write, as a full disk does."""
     source = write_tsv(tmp_path / "a.tsv", 1_000)
     program = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (9_000,) * 2);"
-        f"sys.argv[1:] = ['--input', {str(source)!r}, '--output', {str(tmp_path / 'out')!r}, '--workers', '2'];"
-        f"from dialogpt_ds.preprocessing import parts; parts.PART_BYTES = {SMALL_PARTS};"
-        "from dialogpt_ds.commands.make_shards import main; sys.exit(main())"
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, "
+        "signal.SIG_IGN);resource.setrlimit(resource.RLIMIT_FSIZE, (9_000,) * 2);sys.argv[1:] = ['--input', "
+        f"{str(source)!r}, '--output', {str(tmp_path / 'out')!r}, '--workers', '2'];from dialogpt_ds.preprocessing "
+        f"import parts; parts.PART_BYTES = {SMALL_PARTS};from dialogpt_ds.commands.make_shards import main; "
+        "sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -60,8 +60,7 @@ def test_skips_in_a_row_end_the_run_and_an_update_between_them_does_not(small_wo
     assert ends[:3] == [None] * 3
     assert ends[3] == (
         "4 updates in a row were skipped, because gradients were not finite (loss 5.0000, gradient norm inf, learning "
-        "rate 1.000e-03); "
-        "the last good loss was 4.5000 at step 17"
+        "rate 1.000e-03); the last good loss was 4.5000 at step 17"
     )
 
 

@@ -89,8 +89,7 @@ def test_bf16_that_a_gpu_only_emulates_is_refused(tmp_path: Path, monkeypatch: p
     second = rank(tmp_path, rank=1, local_rank=1, precision="bf16")
     assert problems_and_warnings(second)[0] == [
         "bf16 needs compute capability 8.0, and the GPU of rank 1 (Tesla V100) has 7.0: take a fp16 configuration, "
-        "such as "
-        "ds_configs/zero1_fp16.json"
+        "such as ds_configs/zero1_fp16.json"
     ]
     assert problems_and_warnings(rank(tmp_path, precision="bf16"))[0] == []
     assert problems_and_warnings(rank(tmp_path, rank=1, local_rank=1, precision="fp16")) == ([], [])
@@ -120,8 +119,7 @@ def test_a_rank_without_a_gpu_of_its_own_says_how_many_there_are(
     problems, _ = problems_and_warnings(there)
     assert problems == [
         "3 processes, but 2 GPUs (CUDA_VISIBLE_DEVICES=4,5): start no more than 2 there, by deepspeed --num_gpus 2 or "
-        "slots=2 in the "
-        "hostfile"
+        "slots=2 in the hostfile"
     ]
     assert problems_and_warnings(rank(tmp_path, rank=9, local_rank=1, ranks_here=3)) == ([], [])
 

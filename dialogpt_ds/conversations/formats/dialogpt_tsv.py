@@ -39,10 +39,9 @@ def has_weights(lines: Iterable[bytes], path: str) -> bool:
     total = weighted + plain
     if total and 1 - SURE_SHARE < weighted / total < SURE_SHARE:
         raise UserError(
-            f"{path}: {weighted} of the first {total} turns begin with a weight such as 1.0, the others don't "
-            f"(first: {example!r}). Say which it is: --turn_weights yes rejects the turns without, --turn_weights no "
-            f"takes numbers "
-            "for text."
+            f"{path}: {weighted} of the first {total} turns begin with a weight such as 1.0, the others don't (first: "
+            f"{example!r}). Say which it is: --turn_weights yes rejects the turns without, --turn_weights no takes "
+            "numbers for text."
         )
     return total > 0 and weighted / total >= SURE_SHARE
 

@@ -48,8 +48,7 @@ class JsonLines(Format):
         if head.suffix == ".json" and not is_compressed(head.path) and not is_conversation:
             raise UserError(
                 f"{head.path} is one JSON value over many lines, and no file of chitchat-dataset. Make it JSON Lines, "
-                f"one conversation a "
-                f"line; of a list: jq -c '.[]' {head.path} > {Path(head.path).stem}.jsonl"
+                f"one conversation a line; of a list: jq -c '.[]' {head.path} > {Path(head.path).stem}.jsonl"
             )
         return head.first.startswith("{") and (is_conversation or head.suffix in (".jsonl", ".ndjson"))
 

@@ -118,8 +118,7 @@ class ResponseTable(Format):
                 if "unexpected end of data" in str(error):
                     raise UserError(
                         f"{path}, line {before + 1}: a quote opens in this row and never closes, so all that follows "
-                        f"would be one field; "
-                        "close it, or double it where it is text"
+                        "would be one field; close it, or double it where it is text"
                     ) from error
                 yield Record(before + 1, [], f"not CSV: {error}")
                 before = reader.line_num
