@@ -180,9 +180,8 @@ def divergence_error(
     if failures:
         rows = f"they can't be read again: {failures[0]}"
     else:
-        rows = "\n  ".join(
-            _lines(_losses_of_rows(batches, engine, settings, device, beat), _weights_are_broken(engine, device))
-        )
+        losses = _losses_of_rows(batches, engine, settings.turn_ids, device, beat)
+        rows = "\n  ".join(_lines(losses, _weights_are_broken(engine, device)))
     return RunError(
         f"step {found.step:,}: training has diverged: {found.why}.\n"
         "The step's rows, each run once more with the weights as they are:\n"
@@ -233,12 +232,11 @@ def _weights_are_broken(engine: Engine, device: torch.device) -> bool:
 def _losses_of_rows(
     batches: list[tuple[int, MicroBatch, str]],
     engine: Engine,
-    settings: Settings,
+    turn_ids: bool,
     device: torch.device,
     beat: Callable[[str], None],
 ) -> list[RowLoss]:
     """Run a step's rows one by one, each rank its own; returns all. Collective: every rank must call."""
-    turn_ids = not settings.arguments.no_token_id
     mine = []
     was_training = engine.training
     engine.eval()

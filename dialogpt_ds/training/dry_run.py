@@ -68,7 +68,7 @@ def dry_run(settings: Settings) -> None:
     try:
         engine = start_engine(alone, model)
         data = TrainingData(alone, MixturePosition.start(len(settings.directories)), device)
-        taken = _take_steps(alone, engine, data, device)
+        taken = _take_steps(alone.turn_ids, engine, data, device)
     finally:
         if data is not None:
             data.close()
@@ -115,7 +115,7 @@ def _for_one_process(settings: Settings) -> tuple[Settings, list[str]]:
 
 
 def _states_of(settings: Settings, model: Any, num_parameters: int) -> list[States]:
-    per_host, hosts = hosts_of(settings)
+    per_host, hosts = hosts_of(settings.world.size)
     return model_states(num_parameters, largest_layer(model), per_host, hosts, settings.precision)
 
 
@@ -129,8 +129,7 @@ class Taken:
     peak_bytes: int
 
 
-def _take_steps(settings: Settings, engine: Engine, data: TrainingData, device: torch.device) -> Taken:
-    turn_ids = not settings.arguments.no_token_id
+def _take_steps(turn_ids: bool, engine: Engine, data: TrainingData, device: torch.device) -> Taken:
     lines: list[str] = []
     workload = None
     for number in range(1, STEPS + 1):

@@ -27,7 +27,7 @@ def forecast(settings: Settings, planning: Planning, traced: Trace, memory: int 
     gpu = planning.gpu
     assert gpu is not None
     layout = layout_of(settings, planning)
-    link = link_of(gpu, hosts_of(settings)[1], settings.arguments.link)
+    link = link_of(gpu, hosts_of(settings.world.size)[1], settings.arguments.link)
     cost = cost_of(traced, gpu, planning.vocabulary, settings.arguments.torch_compile)
     step = step_cost(layout, gpu, link, cost)
     lines = [

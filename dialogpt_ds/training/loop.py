@@ -54,7 +54,7 @@ class TrainingRun:
         self.settings, self.requests, self.watch, self.device = settings, requests, watch, device
         self.arguments = settings.arguments
         self.world = settings.world
-        self.turn_ids = not self.arguments.no_token_id
+        self.turn_ids = settings.turn_ids
         self.num_parameters = sum(p.numel() for p in model.parameters())
         self.flops = flops_of(model)
         self.peak = device_peak(device, settings.precision)
@@ -322,7 +322,14 @@ class TrainingRun:
         places = {"model": self.exported}
         if self.saver.saved_step is not None:
             places["checkpoint"] = self.saver.folder.path(self.saver.saved_step)
-        self.last_words = end_summary(self.settings, self.state, self.clock.line(self.state), counts, places)
+        self.last_words = end_summary(
+            self.settings.log_dir,
+            self.settings.evaluation is not None,
+            self.state,
+            self.clock.line(self.state),
+            counts,
+            places,
+        )
         if self.saver.saved_step != step:
             raise RunError(
                 f"the run is at its end and its model is exported, but the checkpoint of step {step:,} could not be "

@@ -51,7 +51,7 @@ class Planning:
 def check_gpu(settings: Settings) -> None:
     """Check that the GPU that --gpu names can run what is planned; raises UserError."""
     gpu = gpu_of(settings.arguments.gpu)
-    link_of(gpu, hosts_of(settings)[1], settings.arguments.link)
+    link_of(gpu, hosts_of(settings.world.size)[1], settings.arguments.link)
     for trouble in capability_troubles(settings.precision, gpu.capability, f"--gpu {gpu.name}"):
         if trouble.fatal:
             raise UserError(str(trouble))
@@ -93,7 +93,7 @@ def trace_of(settings: Settings, planning: Planning, workload: Workload) -> Trac
     loss = planned_loss(
         planning.config, dtype, planning.planned, arguments.chunked_head, arguments.activation_checkpointing
     )
-    return trace(loss, workload, turn_ids=not arguments.no_token_id)
+    return trace(loss, workload, turn_ids=settings.turn_ids)
 
 
 def layout_of(settings: Settings, planning: Planning) -> Layout:
@@ -103,7 +103,7 @@ def layout_of(settings: Settings, planning: Planning) -> Layout:
     kept_in = (settings.deepspeed.get("data_types") or {}).get("grad_accum_dtype")
     return Layout(
         gpus=settings.world.size,
-        gpus_per_host=hosts_of(settings)[0],
+        gpus_per_host=hosts_of(settings.world.size)[0],
         accumulation=settings.batch.accumulation,
         stage=stage,
         overlaps=bool(zero.get("overlap_comm", stage == 3)),
@@ -119,10 +119,9 @@ def layout_of(settings: Settings, planning: Planning) -> Layout:
     )
 
 
-def hosts_of(settings: Settings) -> tuple[int, int]:
+def hosts_of(world_size: int) -> tuple[int, int]:
     """Return the processes on a host, and the number of hosts: of 12 processes at most 8 a host, 6 are on each of
     two."""
-    world_size = settings.world.size
     at_most = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or USUAL_GPUS_PER_HOST)
     per_host = max(number for number in range(1, at_most + 1) if world_size % number == 0)
     return per_host, world_size // per_host

@@ -104,13 +104,19 @@ class RunClock:
 
 
 def end_summary(
-    settings: Settings, state: ProgressState, time_line: str, warnings: dict[str, int], places: dict[str, Path]
+    logs: Path,
+    has_replies: bool,
+    state: ProgressState,
+    time_line: str,
+    warnings: dict[str, int],
+    places: dict[str, Path],
 ) -> str:
     """Return the table.
 
     Args:
-        settings: of the run.
-        state: at its end.
+        logs: folder of the text files.
+        has_replies: whether sample_replies.txt is among them.
+        state: at the run's end.
         time_line: from RunClock.
         warnings: name -> count of what went wrong without ending the run; those of 0 are left out.
         places: model and checkpoint: where they are.
@@ -129,8 +135,7 @@ def end_summary(
     found = [f"{count:,} {name}" for name, count in warnings.items() if count]
     if found:
         rows.append(("warnings", ", ".join(found)))
-    logs = settings.log_dir
-    files = f"{TRAIN_LOG}, {METRICS_FILE}" + (f", {REPLIES}" if settings.evaluation is not None else "")
+    files = f"{TRAIN_LOG}, {METRICS_FILE}" + (f", {REPLIES}" if has_replies else "")
     rows += [
         *((name, str(path)) for name, path in places.items()),
         ("logs", f"{logs} ({files})"),

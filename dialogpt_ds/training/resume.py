@@ -9,9 +9,11 @@ import torch
 
 from dialogpt_ds.checkpoints.folder import DAMAGED, CheckpointFolder, DamagedCheckpointError, Summary, difference
 from dialogpt_ds.checkpoints.universal import convert
+from dialogpt_ds.config.arguments import TrainingArguments
 from dialogpt_ds.distributed.collectives import broadcast_from_rank0, gather_reports
 from dialogpt_ds.distributed.hang_watch import HangWatch
 from dialogpt_ds.distributed.lone_work import Tell, first_works
+from dialogpt_ds.distributed.world import World
 from dialogpt_ds.errors import UserError
 from dialogpt_ds.order.mixture import MixturePosition, order_differences, position_from_state
 from dialogpt_ds.training.rank_checks import check_same_run
@@ -36,13 +38,13 @@ class ResumeChoice:
         return self.summary.step
 
 
-def candidates(settings: Settings, folder: CheckpointFolder) -> list[int]:
+def candidates(arguments: TrainingArguments, folder: CheckpointFolder) -> list[int]:
     """Return the steps that the run could be resumed from, the preferred one first.
 
     Raises:
         UserError: what `--resume` and `--continue_from` ask for isn't there.
     """
-    arguments, steps = settings.arguments, folder.steps()
+    steps = folder.steps()
     if arguments.continue_from:
         if arguments.continue_from not in steps:
             there = ", ".join(f"{step:,}" for step in steps) or "none"
@@ -73,7 +75,7 @@ def preview_resume(settings: Settings) -> int | None:
     """
     folder = CheckpointFolder(settings.output_dir)
     try:
-        steps = candidates(settings, folder)
+        steps = candidates(settings.arguments, folder)
     except OSError as error:
         raise UserError(
             f"--output_dir {settings.output_dir} can't be looked into ({error.strerror}: {error.filename}); name one "
@@ -100,9 +102,9 @@ def choose_checkpoint(settings: Settings, device: torch.device, say: Callable[[s
     """
     folder = CheckpointFolder(settings.output_dir)
     damages: list[tuple[int, str]] = []
-    steps = broadcast_from_rank0(candidates(settings, folder) if settings.world.is_first else None)
+    steps = broadcast_from_rank0(candidates(settings.arguments, folder) if settings.world.is_first else None)
     for step in steps:
-        summary, damage = _examined(folder, step, settings, device)
+        summary, damage = _examined(folder, step, settings.world, device)
         if summary is not None:
             if settings.world.is_first:
                 _set_aside(folder, damages, say)
@@ -118,15 +120,13 @@ def choose_checkpoint(settings: Settings, device: torch.device, say: Callable[[s
     return None
 
 
-def _examined(
-    folder: CheckpointFolder, step: int, settings: Settings, device: torch.device
-) -> tuple[Summary | None, str]:
+def _examined(folder: CheckpointFolder, step: int, world: World, device: torch.device) -> tuple[Summary | None, str]:
     """Return a checkpoint's summary, or None and what is wrong. Collective: every rank looks at its share of the
     files."""
     path, summary, damage = folder.path(step), None, None
     try:
         summary = Summary.read(path)
-        names = sorted(summary.files)[settings.world.rank :: settings.world.size]
+        names = sorted(summary.files)[world.rank :: world.size]
         damage = next((found for name in names if (found := difference(path, name, summary.files[name]))), None)
     except DamagedCheckpointError as error:
         damage = str(error)
@@ -242,12 +242,12 @@ def prepare_resume(settings: Settings, watch: HangWatch, device: torch.device) -
                 f"--continue_from {choice.step}: the checkpoints after it are of another history now; renamed to "
                 f"{', '.join(left)}"
             )
-    path = _converted(settings, folder, choice, watch, device) if choice.bridged else folder.path(choice.step)
+    path = _converted(settings.world, folder, choice, watch, device) if choice.bridged else folder.path(choice.step)
     return ResumePoint(choice, path, notes)
 
 
 def _converted(
-    settings: Settings, folder: CheckpointFolder, choice: ResumeChoice, watch: HangWatch, device: torch.device
+    world: World, folder: CheckpointFolder, choice: ResumeChoice, watch: HangWatch, device: torch.device
 ) -> Path:
     """Return the folder of the conversion, which rank 0 makes while the others wait; it alone holds the lock of
     output_dir."""
@@ -256,4 +256,4 @@ def _converted(
         return convert(folder, choice.summary, lambda line: print(line, flush=True), tell)
 
     doing = f"converting checkpoint {folder.path(choice.step)} for this run"
-    return first_works(conversion, doing, settings.world, watch, device)
+    return first_works(conversion, doing, world, watch, device)

@@ -64,6 +64,11 @@ class Settings(Configuration):
         return self.arguments.max_seq_length
 
     @property
+    def turn_ids(self) -> bool:
+        """Whether each token's turn number is fed as its token type."""
+        return not self.arguments.no_token_id
+
+    @property
     def save_step(self) -> int:
         """Optimizer steps between checkpoints."""
         assert self.arguments.save_step is not None, "resolved"
@@ -109,9 +114,7 @@ class Settings(Configuration):
     def sample_prompts(self) -> list[str]:
         """Prompts to answer at every evaluation; none where turn numbers are fed, which no generation here goes on
         with."""
-        return (
-            [prompt for prompt in self.arguments.sample_prompts if prompt.strip()] if self.arguments.no_token_id else []
-        )
+        return [] if self.turn_ids else [prompt for prompt in self.arguments.sample_prompts if prompt.strip()]
 
     def layout(self) -> dict[str, Any]:
         """Return what decides on how a checkpoint's state is laid out over processes and files."""

@@ -57,7 +57,7 @@ def test_a_gpu_decides_on_the_kernel_of_attention(small_world: SmallWorld, tmp_p
 
 def test_layouts_follow_the_configuration(small_world: SmallWorld, tmp_path: Path) -> None:
     settings, planning = planned(small_world, tmp_path, gpus=12)
-    assert hosts_of(settings) == (6, 2)
+    assert hosts_of(settings.world.size) == (6, 2)
     assert not layout_of(settings, planning).sends_fp32
     settings, planning = planned(small_world, tmp_path, communication_data_type="fp32")
     assert layout_of(settings, planning).sends_fp32
