@@ -249,7 +249,7 @@ def test_a_server_that_is_not_there_is_said_before_wandb_waits_for_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, port_of: Any
 ) -> None:
     pytest.importorskip("wandb_workspaces")
-    monkeypatch.setattr(wandb_service, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(wandb_service, "WANDB_SECONDS", 0.3)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with port_of() as port:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")

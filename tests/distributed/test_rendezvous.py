@@ -16,8 +16,8 @@ WAITING = """
 import time
 from dialogpt_ds.distributed import rendezvous as meeting
 meeting.FIRST_WORD_SECONDS = meeting.SECONDS_BETWEEN_WORDS = 0.2
-meeting.MOST_SECONDS = {most}
-with meeting.Meeting({rank}, {size}, {speaks}):
+meeting.RENDEZVOUS_SECONDS = {most}
+with meeting.RendezvousWatch({rank}, {size}, {speaks}):
     time.sleep({seconds})
 print("met")
 """

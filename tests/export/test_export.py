@@ -272,7 +272,7 @@ def test_whatever_fails_in_the_writing_of_an_export_ends_all_ranks_in_order(
 def test_a_model_that_gives_no_logits_at_the_end_is_exported_with_a_warning(
     two_ranks: RankPool, small_world: SmallWorld, tmp_path: Path
 ) -> None:
-    where = ("dialogpt_ds.training.exporting", "probe")
+    where = ("dialogpt_ds.training.saver", "probe")
     assert two_ranks.run(run_with_failing, failing_argv(small_world, tmp_path / "out"), *where) == [0, 0]
     assert exported_step(tmp_path / "out" / "model") == 2
 
