@@ -83,20 +83,12 @@ def cosine(run: Schedule, step: int) -> float:
     return run.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def linear(run: Schedule, step: int) -> float:
-    """Linear up over `warmup_steps`, then linear down to 0."""
-    if step <= run.warmup_steps:
-        return run.learning_rate * step / run.warmup_steps
-    return run.learning_rate * max(run.num_steps - step, 0) / max(run.num_steps - run.warmup_steps, 1)
-
-
 SCHEDULES = {
     "noam": ScheduleShape(noam, "steps"),
     "noamwd": ScheduleShape(noam_with_decay, "steps"),
     "BERT": ScheduleShape(bert, "proportion"),
     "None": ScheduleShape(constant, "none"),
     "cosine": ScheduleShape(cosine, "steps"),
-    "linear": ScheduleShape(linear, "steps"),
 }
 if TYPE_CHECKING:
     ScheduleName = str
