@@ -128,7 +128,6 @@ STEP_METRICS: dict[str, Metric] = {
     "targets_seen": Metric("Data", "tokens", "learned so far", "Tokens trained on"),
     "rows_seen": Metric("Data", "rows", "trained on so far", "Rows trained on"),
     "padding_share": Metric("Data", "share", "places of the step's rows that hold padding", "Padding", NOISY),
-    "target_share": Metric("Data", "share", "tokens of the step that are learned", "Targets among the tokens", NOISY),
     "skipped_blocks": Metric(
         "Data", "blocks", "skipped so far because they can't be read", "Unreadable blocks that were skipped"
     ),

@@ -40,7 +40,6 @@ def step_record(
         "target_tokens_per_second": step.num_targets / seconds,
         "mfu": operations / seconds,
         "data_wait_share": min(waited / seconds, 1.0),
-        "target_share": step.num_targets / step.num_tokens,
         "rows_seen": state.rows_seen,
         "tokens_seen": state.tokens_seen,
         "targets_seen": state.targets_seen,
