@@ -113,6 +113,7 @@ def measured(name: str, rows: int, variant: Variant, device: Any) -> dict[str, A
     from dialogpt_ds.order.mixture import MixturePosition
     from dialogpt_ds.training.data import TrainingData
     from dialogpt_ds.training.engine import start_engine
+    from dialogpt_ds.training.rank_report import RankReport
     from dialogpt_ds.training.step import train_step
 
     settings = settings_of(name, rows, variant)
@@ -131,7 +132,7 @@ def measured(name: str, rows: int, variant: Variant, device: Any) -> dict[str, A
             def step() -> tuple[float, Any, Any]:
                 started = time.perf_counter()
                 rows, _ = data.next_step()
-                result = train_step(engine, rows, device, False, lambda: [float(data.look_ahead())])
+                result = train_step(engine, rows, device, False, lambda: RankReport(rows_failed=data.look_ahead()))
                 data.nobody_failed()
                 return time.perf_counter() - started, rows, result
 

@@ -331,7 +331,7 @@ def test_ctrl_c_ends_the_wait_for_a_server_that_hangs(small_world: SmallWorld, t
     with WandbServer() as server:
         environment = clean_environment() | server.environment()
         command = [*python(), *options(small_world, output, 30, *ON)]
-        with Terminal(command, rows=60, columns=160, environment=environment, cwd=ROOT) as terminal:
+        with Terminal(command, rows=60, columns=240, environment=environment, cwd=ROOT) as terminal:
             terminal.wait_for("/30 [", 60)
             while not server.runs:
                 assert terminal.process.poll() is None, terminal.all_text()

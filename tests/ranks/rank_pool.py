@@ -54,14 +54,16 @@ class RankPool:
         """Run `function(world, *arguments)` on every rank and return the results by rank."""
         for pipe in self.pipes:
             pipe.send((function, arguments))
-        results = []
+        answers = []
         for rank, pipe in enumerate(self.pipes):
             if not pipe.poll(timeout):
                 raise AssertionError(f"rank {rank} gave no answer in {timeout} s")
-            good, result = pipe.recv()
+            answers.append(
+                pipe.recv()
+            )  # of all, before one fails the test: what is left in a pipe would be the next test's
+        for rank, (good, result) in enumerate(answers):
             assert good, f"rank {rank}:\n{result}"
-            results.append(result)
-        return results
+        return [result for _, result in answers]
 
     def close(self) -> None:
         """End the processes."""
