@@ -47,6 +47,11 @@ class RunError(Exception):
     """A run that cannot go on: exit code 1, the message alone, no traceback."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another's error says, for a message of ours."""
+    return (str(error).splitlines() or [repr(error)])[0]
+
+
 def in_a_line(error: Exception) -> str:
     """Return the type of another's error and the beginning of what it says, for a message of ours."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -13,16 +13,9 @@ from dialogpt_ds.config.arguments import TrainingArguments
 from tests.conftest import ROOT
 
 COMMANDS = (
-    *(
-        "dialogpt-dashboard",
-        "dialogpt-doctor",
-        "dialogpt-export",
-        "dialogpt-fetch",
-        "dialogpt-import-pkl",
-        "dialogpt-inspect",
-    ),
-    *("dialogpt-plot", "dialogpt-replies", "dialogpt-shards", "dialogpt-train"),
-)
+    "dialogpt-dashboard", "dialogpt-doctor", "dialogpt-export", "dialogpt-fetch", "dialogpt-import-pkl",
+    "dialogpt-inspect", "dialogpt-plot", "dialogpt-replies", "dialogpt-shards", "dialogpt-train",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def _secrets(arguments: TrainingArguments) -> list[str]:
     """Return where a configuration was written down without a secret that it had."""
     return [
         f"--{name} {value!r}: a secret was left out when this was written down; give the whole value on the command "
-        f"line"
+        "line"
         for name, value in asdict(arguments).items()
         if LEFT_OUT in str(value)
     ]

@@ -69,8 +69,8 @@ def _check_agreement(
         return
     if key == ACCUMULATION:
         raise UserError(
-            f"--{key} {asked[key]} on the command line, {stated[key]} in the DeepSpeed JSON: leave one of them out, "
-            f"or make them equal"
+            f"--{key} {asked[key]} on the command line, {stated[key]} in the DeepSpeed JSON: leave one of them out, or "
+            "make them equal"
         )
     fix = (
         f"--{key} {stated[key] // world_size}"

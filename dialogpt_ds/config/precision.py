@@ -52,7 +52,7 @@ def fill_precision(
     if stated is not None and "loss_scale" in explicit and stated != arguments.loss_scale:
         raise UserError(
             f"--loss_scale {arguments.loss_scale} on the command line, {stated} in the DeepSpeed JSON: leave one of "
-            f"them out"
+            "them out"
         )
     block["loss_scale"] = arguments.loss_scale if stated is None else stated
     # From 2**16: a start at DeepSpeed's 2**32 would leave out the first dozen updates. Hysteresis 2 forgives a single

@@ -68,16 +68,9 @@ DASHBOARD = tuple(
 WITHOUT_PANEL = {name: metric.why_none for name, metric in METRICS.items() if not metric.panel}
 """Metrics without a panel, and why."""
 CONFIG_COLUMNS = (
-    *(
-        "model_name_or_path",
-        "num_parameters",
-        "learning_rate",
-        "rows_per_step",
-        "zero_stage",
-        "precision",
-        "machine.processes",
-    ),
-)
+    "model_name_or_path", "num_parameters", "learning_rate", "rows_per_step", "zero_stage", "precision",
+    "machine.processes",
+)  # fmt: skip
 """Configuration beside each run, by its path in what wandb shows as the run's config; empty where a run says nothing of
 it."""
 SUMMARY_COLUMNS = ("loss", "best_eval_ppl", "best_eval_step", "tokens_per_second")

@@ -60,7 +60,7 @@ def build_workspace(entity: str, project: str, name: str) -> "ws.Workspace":
     except ValueError as error:
         raise UserError(
             f"--name {name!r}: wandb takes no emoji and no symbols such as + = < > | ~ ^ $ in the title of a view; "
-            f"leave them out"
+            "leave them out"
         ) from error
 
 

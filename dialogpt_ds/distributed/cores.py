@@ -31,8 +31,8 @@ def share_cores(ranks_here: int) -> str:
     if not of_torchrun or threads == 1:
         return ""
     return (
-        f"{CORES_VARIABLE}: {threads} for each process here, its share of the cores, and not torchrun's 1; set it "
-        f"to say otherwise"
+        f"{CORES_VARIABLE}: {threads} for each process here, its share of the cores, and not torchrun's 1; set it to "
+        "say otherwise"
     )
 
 

@@ -58,9 +58,9 @@ class HangWatch:
 
     def _give_up(self, waited: float) -> None:
         say = (
-            f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}: nothing has moved for {waited:,.0f} "
-            f"s "
-            f"(--hang_timeout {self._timeout:g}) while {self._doing}. Where each thread stands is in {self._path}"
+            f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}: nothing has moved for "
+            f"{waited:,.0f} s (--hang_timeout {self._timeout:g}) while {self._doing}. "
+            f"Where each thread stands is in {self._path}"
         )
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(f"{say}\n")

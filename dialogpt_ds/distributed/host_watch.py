@@ -78,7 +78,7 @@ class HostWatch:
         if len(hosts) == 1 and spans_hosts(self._world) and self._timeout:
             return [
                 f"warning: the hosts of this run can't be told apart (all are {hosts[0].name}), so that {ALONE} when "
-                f"one is lost"
+                "one is lost"
             ]
         if len(hosts) == 1 or not self._timeout:
             return []

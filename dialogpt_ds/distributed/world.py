@@ -14,7 +14,7 @@ from typing import Any
 from dialogpt_ds.distributed.cores import share_cores
 from dialogpt_ds.distributed.op_locks import release_stale_locks
 from dialogpt_ds.distributed.rendezvous import RendezvousWatch, meeting_place, name_interface
-from dialogpt_ds.errors import RunError, UserError
+from dialogpt_ds.errors import RunError, UserError, first_line
 from dialogpt_ds.hardware import device_of_run
 from dialogpt_ds.launching.launcher import check_hostfile
 from dialogpt_ds.launching.op_folder import use_own_folder
@@ -207,7 +207,7 @@ def limit_groups(limit: timedelta) -> None:
 
 def _why_apart(error: RuntimeError) -> str:
     """Return what to say where the processes did not come together."""
-    said = (str(error).splitlines() or [repr(error)])[0]
+    said = first_line(error)
     if "EADDRINUSE" in str(error) or "address already in use" in str(error):
         return (
             f"port {os.environ['MASTER_PORT']}, where this run's processes meet, is taken on this host, perhaps by "

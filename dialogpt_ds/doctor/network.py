@@ -44,7 +44,7 @@ def way_findings(survey: Survey) -> list[Finding]:
             problem(
                 NETWORK,
                 f"{first} has {meeting.address or 'no address'} as its first address, and the other hosts would look "
-                f"for rank 0 there",
+                "for rank 0 there",
                 "give the launcher the right one, here too: --master_addr ADDRESS",
             )
         ]

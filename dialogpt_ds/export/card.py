@@ -49,8 +49,8 @@ def model_card(run: dict[str, Any], step: int) -> str:
             "",
             "Trained with dialogpt-ds. Every turn of a conversation ends with the end-of-text token; the model goes "
             "on with the next turn.",
-            f"It was trained on rows of at most {run['row_length']:,} tokens: longer conversations lie outside of "
-            f"what it has seen.",
+            f"It was trained on rows of at most {run['row_length']:,} tokens: longer conversations lie outside of what "
+            "it has seen.",
             "",
             USE,
             "",

@@ -24,6 +24,6 @@ def check_target(path: str, overwrite: bool) -> Path:
     if any(target.iterdir()) and not (target / ORIGIN).is_file():
         raise UserError(
             f"{target} is no earlier export (it has no {ORIGIN}), so --overwrite does not replace it; name another "
-            f"folder"
+            "folder"
         )
     return target

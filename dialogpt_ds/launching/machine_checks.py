@@ -189,8 +189,8 @@ def shared_memory_troubles(where: Path, total: int, free: int, ranks: int, on_gp
     """
     has = f"{where} has {free / 1e6:,.0f} MB free of {total / 1e6:,.0f}"
     way_out = (
-        f"a container gets more by docker run --shm-size=1g; on a host: mount -o remount,size=1g {where}, or "
-        f"remove what fills it"
+        f"a container gets more by docker run --shm-size=1g; on a host: mount -o remount,size=1g {where}, or remove "
+        "what fills it"
     )
     needed, wanted = CPU_RANK_BYTES * ranks, GPU_RANK_BYTES * ranks
     if not total:

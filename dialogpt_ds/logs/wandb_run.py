@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_ds.config.arguments import TrainingArguments
+from dialogpt_ds.errors import first_line
 from dialogpt_ds.logs.metrics import REPLIES_TABLE, STEP
 from dialogpt_ds.logs.record import LogRecord
 from dialogpt_ds.logs.text_logs import METRICS_FILE, REPLIES
@@ -261,7 +262,7 @@ class WandbRun:
             self._init()
         except Exception as error:  # of the server, or since its own process was ended meanwhile
             if self.mode == "online":
-                self._go_offline(f"{server()}: {(str(error).splitlines() or [repr(error)])[0]}")
+                self._go_offline(f"{server()}: {first_line(error)}")
             end_service()  # in it the id is taken
             self._init()
         if self._resumed and self.mode == "online":

@@ -58,7 +58,7 @@ def _kernel_problem(capability: tuple[int, int], precision: Precision, dropout: 
     """Return why its kernels can't compute a run on a GPU of a compute capability; None where they can."""
     if capability < VARLEN_CAPABILITY:
         return (
-            f"its kernels need compute capability 8.0 (A100, RTX 30 and later), and this GPU has "
+            "its kernels need compute capability 8.0 (A100, RTX 30 and later), and this GPU has "
             f"{capability[0]}.{capability[1]}"
         )
     if precision == "fp32":

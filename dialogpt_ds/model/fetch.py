@@ -137,7 +137,7 @@ class _ModelFolder:
                 self.say(f"{file.name}: {problem}{again}")
         path.unlink()
         by = (
-            f"It was fetched twice. A mirror or a proxy may alter it: set HF_ENDPOINT to another place than "
+            "It was fetched twice. A mirror or a proxy may alter it: set HF_ENDPOINT to another place than "
             f"{constants.ENDPOINT}."
         )
         raise RunError(

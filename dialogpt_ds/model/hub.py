@@ -169,7 +169,7 @@ def wanted_files(hub_id: str, names: Sequence[str]) -> list[str]:
         )
         raise UserError(
             f"{hub_id} has no {' and no '.join(lacking)}, so it is no model that transformers can load: name another "
-            f"one"
+            "one"
         )
     weights = [first, *sorted(name for name in names if parts and re.fullmatch(parts, name))]
     return [CONFIG, *(name for name in OPTIONAL_FILES if name in names), *weights]
@@ -233,9 +233,8 @@ def _patiently(ask: Callable[[], _Answer], hub_id: str, revision: str, say: Say,
 def _reason(error: BaseException, broken: str) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"{constants.ENDPOINT} answers {error.response.status_code}"
-    said = (str(error).splitlines() or [type(error).__name__])[0].partition(" ((…)")[
-        0
-    ]  # the end of a signed address follows
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    said = said.partition(" ((…)")[0]  # the end of a signed address follows
     return f"{broken} ({said})" if broken else said
 
 

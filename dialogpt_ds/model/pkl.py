@@ -138,5 +138,5 @@ def _check(weights: dict[str, Any], path: str, what: str) -> None:
     if problems:
         raise UserError(
             f"{what} {path!r} is not whole: {len(problems):,} of the tensors of {shape_of(weights, path, what)} are "
-            f"wrong: " + "; ".join(problems[:5])
+            "wrong: " + "; ".join(problems[:5])
         )

@@ -72,7 +72,7 @@ def write_shards(arguments: ShardArguments, inputs: list[Input], say: Say) -> di
             count = sum(1 for _ in _encoded_parts(arguments, inputs, output, share))
             say(
                 f"{output.parts}: share {arguments.part} is encoded, {count:,} parts; when all shares are, run the "
-                f"command with --merge"
+                "command with --merge"
             )
             return {}
         assembly = Assembly(arguments, output)

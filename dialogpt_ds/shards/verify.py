@@ -48,8 +48,8 @@ def _problems_of_shard(directory: ShardDirectory, file: Path, entry: ShardEntry,
     found = sha256_of_file(file)
     if found != entry.sha256 and not problems:
         yield (
-            f"shard {file}: sha256 {found}, the manifest says {entry.sha256}; its blocks are whole, something "
-            f"between them was altered"
+            f"shard {file}: sha256 {found}, the manifest says {entry.sha256}; its blocks are whole, something between "
+            "them was altered"
         )
 
 

@@ -237,7 +237,7 @@ def step_batches(
     except RuntimeError as error:  # torch's word for a worker that was killed
         yield Failure(
             f"a data loading process ended: {error}. Was it killed for want of memory? --loader_workers 0 needs the "
-            f"least."
+            "least."
         )
 
 

@@ -66,7 +66,7 @@ def check_sources(directories: list[ShardDirectory]) -> None:
             if other.manifest.fingerprint == directory.manifest.fingerprint:
                 raise UserError(
                     f"--train_input_file: {other.name!r} and {directory.name!r} hold the same shards; name one, with "
-                    f"the sum of the weights"
+                    "the sum of the weights"
                 )
 
 
@@ -155,7 +155,7 @@ def check_same_tokenizer(directory: ShardDirectory, what: str, train: ShardDirec
         raise UserError(
             f"{what} {directory.name!r} was made with tokenizer {mine['name']!r} (sha256 {mine['sha256'][:12]}), "
             f"--train_input_file {train.name!r} with {theirs['name']!r} ({theirs['sha256'][:12]}): make both with one "
-            f"tokenizer"
+            "tokenizer"
         )
 
 

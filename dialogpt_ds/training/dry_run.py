@@ -85,7 +85,7 @@ def dry_run(settings: Settings) -> None:
     print(f"two steps in one process ({device.type}, {alone.precision}): {'; '.join(taken.lines)}")
     print(
         f"at most {taken.peak_bytes / GIB:.2f} GiB {'on the GPU' if device.type == 'cuda' else 'of memory'} in this "
-        f"process"
+        "process"
     )
     print("dry run: nothing was written")
 

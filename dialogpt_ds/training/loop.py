@@ -299,7 +299,7 @@ class TrainingRun:
         if self.saver.saved_step != step:
             raise RunError(
                 f"stopped by {reason} after step {step:,}, which could not be saved; the last complete checkpoint is "
-                f"kept"
+                "kept"
             )
         self.last_words = (
             f"stopped by {reason}: step {step:,} of {self.arguments.num_optim_steps:,} is saved in "
@@ -333,7 +333,7 @@ class TrainingRun:
         if self.saver.saved_step != step:
             raise RunError(
                 f"the run is at its end and its model is exported, but the checkpoint of step {step:,} could not be "
-                f"saved"
+                "saved"
             )
 
     def _say(self, *lines: str | None) -> None:

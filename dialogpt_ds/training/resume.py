@@ -56,12 +56,12 @@ def candidates(arguments: TrainingArguments, folder: CheckpointFolder) -> list[i
     if arguments.resume == "never" and steps:
         raise UserError(
             f"--resume never, but {folder.root} holds checkpoints (the last: step {steps[-1]:,}): name another "
-            f"--output_dir, or delete them"
+            "--output_dir, or delete them"
         )
     if arguments.resume == "must" and not steps:
         raise UserError(
             f"--resume must, but {folder.root} has no complete checkpoint: is --output_dir {arguments.output_dir!r} "
-            f"right?"
+            "right?"
         )
     return steps[::-1]
 
@@ -79,7 +79,7 @@ def preview_resume(settings: Settings) -> int | None:
     except OSError as error:
         raise UserError(
             f"--output_dir {settings.output_dir} can't be looked into ({error.strerror}: {error.filename}); name one "
-            f"that you may enter"
+            "that you may enter"
         ) from error
     for step in steps:
         try:
@@ -139,7 +139,7 @@ def _set_aside(folder: CheckpointFolder, damages: list[tuple[int, str]], say: Ca
         aside = folder.set_aside(step, DAMAGED)
         say(
             f"WARNING: the checkpoint of step {step:,} is damaged ({damage}). It is now {aside}; the run goes on from "
-            f"the one before it."
+            "the one before it."
         )
 
 

@@ -12,7 +12,7 @@ from dialogpt_ds.distributed.hang_watch import HangWatch
 from dialogpt_ds.distributed.host_watch import HostWatch
 from dialogpt_ds.distributed.stop_requests import StopRequests
 from dialogpt_ds.distributed.world import join_world, leave_world
-from dialogpt_ds.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, UserError
+from dialogpt_ds.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, UserError, first_line
 from dialogpt_ds.redaction import without_secrets
 from dialogpt_ds.training.engine import model_of
 from dialogpt_ds.training.loop import TrainingRun
@@ -93,8 +93,7 @@ def abort_rank(error: Exception, rank: int, verbose: bool, contact: HostWatch) -
         print(
             f"run failed: rank {rank} has lost contact with {contact.lost() or 'another rank'}, which has ended or "
             "can't be reached; its own message, if it had time for one, stands above. The last complete checkpoint is "
-            "kept: the same command goes on from it. "
-            f"({without_secrets((str(error).splitlines() or [repr(error)])[0][:200])})",
+            f"kept: the same command goes on from it. ({without_secrets(first_line(error)[:200])})",
             file=sys.stderr,
         )
         if verbose:

@@ -23,18 +23,8 @@ from dialogpt_ds.shards.reader import ShardDirectory
 from dialogpt_ds.training.data_checks import OpenedData, check_model_tokenizer, check_row_length, open_data
 
 OF_ONE_START = (
-    *(
-        "resume",
-        "continue_from",
-        "changed_order",
-        "local_rank",
-        "print_config",
-        "plot_schedule",
-        "dry_run",
-        "gpu",
-        "link",
-    ),
-)
+    "resume", "continue_from", "changed_order", "local_rank", "print_config", "plot_schedule", "dry_run", "gpu", "link",
+)  # fmt: skip
 """Arguments that belong to one start of a run, and not to the run."""
 
 

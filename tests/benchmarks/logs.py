@@ -24,7 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks.train import ROOT, make_shards
+
 WARMUP = 3
 """Steps that are not counted."""
 
@@ -45,15 +46,7 @@ def main() -> None:
     print(f"{'':<8} " + " ".join(f"{head:>20}" for head in heads))
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder, "shards")
-        make = [
-            sys.executable,
-            str(ROOT / "preprocess" / "make_shards.py"),
-            "--input",
-            arguments.tsv,
-            "--output",
-            str(shards),
-        ]
-        subprocess.run([*make, "--max_seq_length", "128"], check=True, stdout=subprocess.DEVNULL, timeout=600)
+        make_shards(arguments.tsv, shards, 128)
         for model in arguments.models:
             found = worker(arguments, model, shards, Path(folder, model))
             cost = found["told"] + found["recorded"] + found["thread"]

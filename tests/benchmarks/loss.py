@@ -10,12 +10,11 @@ the GPU where there is one).
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
-from tests.benchmarks.train import ROOT, prepare, run_measured, synchronize, usual_precision
+from tests.benchmarks.train import make_shards, prepare, run_measured, synchronize, usual_precision
 
 WAYS = ("every position", "targets", "targets, piece by piece", "torch's linear_cross_entropy, chunked")
 REPEATS = 4
@@ -44,17 +43,7 @@ def compare(arguments: argparse.Namespace) -> None:
     """Run all ways in turn and print a table."""
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        make = [
-            sys.executable,
-            str(ROOT / "preprocess" / "make_shards.py"),
-            "--input",
-            arguments.tsv,
-            "--output",
-            f"{folder}/shards",
-        ]
-        subprocess.run(
-            [*make, "--max_seq_length", str(arguments.length)], check=True, stdout=subprocess.DEVNULL, timeout=600
-        )
+        make_shards(arguments.tsv, f"{folder}/shards", arguments.length)
         for _ in range(arguments.rounds):
             for way in WAYS:
                 command = [

@@ -152,7 +152,7 @@ def main() -> None:
     )
     print(
         f"{'':<42}{'start':>10}{'resume':>10}   (resume: epoch 3, window {middle[1]:,} of {int(start['windows']):,}, "
-        f"row 37)"
+        "row 37)"
     )
     for label, key, unit, factor in (
         ("open manifest and index", "open", "s", 1),

@@ -84,17 +84,15 @@ def compare(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for length in arguments.lengths:
             shards = Path(folder, f"shards{length}")
-            make = [
-                sys.executable,
-                str(ROOT / "preprocess" / "make_shards.py"),
-                "--input",
-                arguments.tsv,
-                "--output",
-                str(shards),
-            ]
-            subprocess.run([*make, "--max_seq_length", str(length)], check=True, stdout=subprocess.DEVNULL, timeout=600)
+            make_shards(arguments.tsv, shards, length)
             for model in arguments.models:
                 table(arguments, model, length, shards, Path(folder))
+
+
+def make_shards(tsv: str, output: Path | str, length: int) -> None:
+    """Make shards as the command does it."""
+    command = [sys.executable, str(ROOT / "preprocess" / "make_shards.py"), "--input", tsv, "--output", str(output)]
+    subprocess.run([*command, "--max_seq_length", str(length)], check=True, stdout=subprocess.DEVNULL, timeout=600)
 
 
 def table(arguments: argparse.Namespace, model: str, length: int, shards: Path, folder: Path) -> None:

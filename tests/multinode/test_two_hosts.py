@@ -202,7 +202,7 @@ def test_a_link_that_is_cut_ends_the_run_on_both_sides(
     record(
         f"{NAMES[1]} cut off the network (--contact_timeout {CONTACT_SECONDS})",
         f"ended there in {alone:.1f} s, everywhere in {seconds:.1f} s, exit code {code}, checkpoint of step {step} "
-        f"whole",
+        "whole",
     )
     hosts.join()
     expected = losses_of(one_host(1, "bf16"))
